@@ -1,0 +1,44 @@
+# Everything a person does with this checkout. `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check servers test-real bench fmt clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/vaultferry: pyproject.toml requirements.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+install: $(BIN)/vaultferry ## make .venv with the vaultferry command
+
+demo: install ## forty secrets from Vault to Key Vault and a second Vault, on throw-away servers
+	@$(BIN)/python -m sandbox.demo
+
+test: install ## the fast tests: nothing but Python
+	@$(BIN)/python -m pytest -n auto -m "not real"
+
+check: install ## lint, types and the architecture
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest tests/unit/test_architecture.py
+
+servers: install ## fetch the real Vault and Azurite into the user's cache
+	@$(BIN)/python -m tests.servers.fetch
+
+test-real: install ## contract, integration and end-to-end suites against the real servers
+	@$(BIN)/python -m pytest -m real
+
+bench: install ## throughput against a real Vault, as a ratio to a bare loop in the same run
+	@$(BIN)/python -m benchmarks
+
+fmt: install ## format and fix what can be fixed
+	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+clean: ## remove what the targets above made here
+	@rm -rf $(VENV) .demo .bench .mypy_cache .pytest_cache .ruff_cache *.egg-info

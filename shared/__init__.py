@@ -1,0 +1,3 @@
+"""Vaultferry: carries secrets between vaults."""
+
+VERSION = "0.1.0"

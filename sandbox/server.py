@@ -35,7 +35,8 @@ class SandboxServer:
 
     `async with Server(tls=True) as server:` or `start()` and `close()`. Port 0 picks a free one; `url` is known after
     the start. `calls` counts what arrived at the server by operation, `log` keeps (operation, path) in order of
-    arrival; a call that a fault hit is counted too. `faults` is where a test arms them; another process does it over HTTP:
+    arrival; a call that a fault hit is counted too. `faults` is where a test arms them; another process does it over
+    HTTP:
 
         POST   /_sandbox/faults   one fault or a list of them (see sandbox.faults.Fault)
         DELETE /_sandbox/faults   behave again

@@ -1,0 +1,18 @@
+"""What the configuration's pydantic models have in common."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Settings(BaseModel):
+    """A part of the configuration file: unknown keys are errors, and no message repeats what was given."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True, defer_build=True)
+
+
+class VaultSettings(Settings):
+    """What every vault may be given besides its kind's own keys."""
+
+    concurrency: int | None = Field(None, ge=1, le=256, description="Calls to this vault at once.")
+    requests_per_second: float | None = Field(None, gt=0, description="Calls to this vault a second, at most.")

@@ -18,6 +18,9 @@ from aiohttp import web
 from sandbox.server import SandboxServer
 
 VAULT_RESOURCE = "https://vault.azure.net"
+# One tenant for all: the SDK remembers a vault's tenant by host and port for as long as the process lives, and the next
+# test may get the same port.
+TENANT_ID = "7e571e57-0000-4000-8000-5a4db0c5e77e"
 
 
 class InvalidTokenError(ValueError):
@@ -32,7 +35,7 @@ class TokenAuthority:
     """
 
     def __init__(self) -> None:
-        self.tenant_id = str(uuid.uuid4())
+        self.tenant_id = TENANT_ID
         self.client_id = str(uuid.uuid4())
         self.client_secret = secrets.token_urlsafe(24)
         self.lifetime = 86_400

@@ -116,7 +116,7 @@ class Secrets:
         """Adds a version, from a SecretSetParameters body."""
         check_name(name)
         value = body.get("value")
-        if not isinstance(value, str) or len(value.encode("utf-8", "surrogatepass")) > MAX_VALUE_BYTES:
+        if not isinstance(value, str) or not _storable(value):
             raise KeyVaultError(400, "BadParameter", _INVALID_PROPERTY)
         changes = _changes(body)
         stored = self._touch(name)
@@ -231,9 +231,7 @@ class Secrets:
     def _version(self, name: str, version_id: str) -> tuple[StoredSecret, SecretVersion]:
         check_name(name)
         if version_id and not _VERSION.fullmatch(version_id):
-            raise KeyVaultError(
-                400, "BadParameter", f"The request URI contains an invalid version: {version_id}", inner=None
-            )
+            raise KeyVaultError(400, "BadParameter", f"The request URI contains an invalid version: {version_id}")
         stored = self._touch(name)
         if stored is None or stored.phase is not Phase.ACTIVE:
             raise _not_found(name)
@@ -258,6 +256,13 @@ def check_name(name: str) -> None:
     """Refuses what Key Vault refuses as the name of a secret."""
     if not _NAME.fullmatch(name):
         raise KeyVaultError(400, "BadParameter", f"The request URI contains an invalid name: {name}")
+
+
+def _storable(value: str) -> bool:
+    try:
+        return len(value.encode()) <= MAX_VALUE_BYTES
+    except UnicodeEncodeError:
+        return False
 
 
 def _refuse_unless_writable(stored: StoredSecret) -> None:

@@ -96,10 +96,11 @@ class Store(ABC):
 
     @abstractmethod
     async def save_slice(self, progress: Progress, chunks: Sequence[Chunk] = ()) -> Progress | None:
-        """Save the progress and insert the new chunks, all or nothing. At most 90 chunks at once."""
+        """Save a target's progress and insert its new chunks, all or nothing. At most 90 chunks at once."""
 
     @abstractmethod
-    async def get_progress(self, run_id: str) -> Progress | None: ...
+    async def list_progress(self, run_id: str) -> list[Progress]:
+        """How far planning has come, for each target that has begun."""
 
     @abstractmethod
     async def get_chunk(self, run_id: str, chunk: str) -> Chunk | None: ...

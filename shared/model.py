@@ -251,21 +251,23 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run's planning has come: saved in one step with the chunks of a slice."""
+    """How far a run's planning for one target has come: saved in one step with the chunks of a slice."""
 
     run_id: str
+    target: str
     cursor: str | None = None
     """The last path that was planned; planning goes on behind it."""
     slices: int = 0
     planned: int = 0
     unchanged: int = 0
     failed: int = 0
+    """Paths that failed at plan time: two on one name, a name that can not be stored."""
     finished: bool = False
     blocked: str | None = None
     """Why deletes are held back, if they are."""
+    error: str | None = None
+    """Why this target could not be planned at all, if so."""
     calls: Mapping[str, int] = field(default_factory=dict)
-    targets: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Planner-side counts by target id: `unchanged`, `failed`."""
     revision: str | None = None
 
 

@@ -123,7 +123,7 @@ class Vault(ABC):
 
     @abstractmethod
     async def describe_secret(self, name: str) -> Entry:
-        """Its fingerprint and version, in one call and without the value, where the vault can. `live` false: a tombstone.
+        """Its fingerprint and version, in one call and without the value, where the vault can (`live` tells).
 
         Raises SecretNotFound where there is not even a tombstone, Unsupported where only the value tells.
         """

@@ -1,0 +1,214 @@
+"""A document → the validated configuration. All that is wrong with a file is found in one go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, SecretStr, ValidationError
+
+from shared import vaults
+from shared.config.explain import explain
+from shared.config.models import (
+    ID,
+    ID_WORDING,
+    FileSettings,
+    SyncSettings,
+    TargetSettings,
+)
+from shared.config.problems import InvalidConfig, Place, Problem, closest, dotted, listed
+from shared.config.yaml_source import Document, read_document
+from shared.model import DeletePolicy, Granularity, RetryPolicy, Source, Sync, Target
+from shared.settings import VaultSettings
+
+SettingsT = TypeVar("SettingsT", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A configuration that was found to be right."""
+
+    vaults: Mapping[str, VaultSettings]
+    syncs: Mapping[str, Sync]
+    history_retention: timedelta | None
+    """None: for ever."""
+    origin: str
+    """The path or address that it came from, fit to be shown."""
+    warnings: tuple[str, ...] = ()
+    """What is allowed and yet unwise, and what did not go as planned while it was read."""
+
+
+def parse(raw: bytes, environment: Mapping[str, str], origin: str) -> Config:
+    """The configuration in a file's bytes. Raises InvalidConfig with all that is wrong."""
+    return _Builder(read_document(raw, environment, origin), origin).build()
+
+
+class _Builder:
+    def __init__(self, document: Document, origin: str) -> None:
+        self.document = document
+        self.origin = origin
+        self.problems = list(document.problems)
+        self.warnings: list[str] = []
+
+    def build(self) -> Config:
+        file = self.validate(FileSettings, self.document.data, ())
+        given_vaults = self.section("vaults")
+        configured = {vault_id: self.vault(vault_id, given) for vault_id, given in given_vaults.items()}
+        syncs = {sync_id: self.sync(sync_id, given, given_vaults) for sync_id, given in self.section("syncs").items()}
+        if self.problems or file is None:
+            raise InvalidConfig(dict.fromkeys(self.problems))
+        return Config(
+            MappingProxyType({vault_id: vault for vault_id, vault in configured.items() if vault}),
+            MappingProxyType({sync_id: sync for sync_id, sync in syncs.items() if sync}),
+            _duration(file.history.retention),
+            self.origin,
+            tuple(self.warnings),
+        )
+
+    def section(self, name: str) -> dict[str, Any]:
+        given = self.document.data.get(name)
+        if not isinstance(given, dict):
+            return {}
+        for key in given:
+            if not ID.fullmatch(key):
+                self.report((name, key), f"not an id: {ID_WORDING}")
+        return given
+
+    def report(self, place: Place, message: str, hint: str = "") -> None:
+        self.problems.append(Problem(self.origin, self.document.line(place), dotted(place), message, hint))
+
+    def validate(
+        self, model: type[SettingsT], given: Any, place: Place, context: dict[str, Any] | None = None
+    ) -> SettingsT | None:
+        try:
+            return model.model_validate(given, context=context)
+        except ValidationError as error:
+            found = explain(error, model, given)
+        for below, message, hint in found:
+            if (*place, *below) not in self.document.reported:
+                self.report((*place, *below), message, hint)
+        return None
+
+    def vault(self, vault_id: str, given: Any) -> VaultSettings | None:
+        place: Place = ("vaults", vault_id)
+        kinds = vaults.kinds()
+        if not isinstance(given, dict):
+            self.report(place, "expected keys and values, such as `kind`")
+            return None
+        kind = given.get("kind")
+        if (*place, "kind") in self.document.reported:
+            return None
+        if kind is None:
+            self.report((*place, "kind"), f"is required: one of {listed(kinds)}")
+            return None
+        if not isinstance(kind, str) or kind not in kinds:
+            self.report((*place, "kind"), f"expected a kind that there is: {listed(kinds)}", closest(kind, kinds))
+            return None
+        model: type[VaultSettings] = kinds[kind].Settings
+        settings = self.validate(model, given, place)
+        if settings is not None:
+            self.look_for_risks(settings, place)
+        return settings
+
+    def look_for_risks(self, settings: BaseModel, place: Place) -> None:
+        for name in settings.model_fields_set:
+            value = getattr(settings, name)
+            here = (*place, name)
+            if isinstance(value, BaseModel):
+                self.look_for_risks(value, here)
+            elif isinstance(value, SecretStr) and here not in self.document.from_environment:
+                self.warn(here, "a credential stands in the file; put it in the environment and write ${NAME}")
+            elif isinstance(value, str) and value.lower().startswith("http://") and not _is_loopback(value):
+                self.warn(here, "plain http: secrets and credentials cross the network unencrypted")
+
+    def warn(self, place: Place, message: str) -> None:
+        self.warnings.append(str(Problem(self.origin, self.document.line(place), dotted(place), message)))
+
+    def sync(self, sync_id: str, given: Any, known_vaults: Mapping[str, Any]) -> Sync | None:
+        place: Place = ("syncs", sync_id)
+        settings = self.validate(SyncSettings, given, place, {"vaults": tuple(known_vaults)})
+        if settings is None:
+            return None
+        source = Source(settings.source.vault, settings.source.prefix, settings.source.resource)
+        targets = tuple(_target(target) for target in settings.targets)
+        for message, index, key, hint in _conflicts(source, targets):
+            self.report((*place, "targets", index, key), message, hint)
+        return Sync(
+            id=sync_id,
+            source=source,
+            targets=targets,
+            type=settings.type,
+            schedule=settings.schedule,
+            enabled=settings.enabled,
+            include=tuple(settings.include),
+            exclude=tuple(settings.exclude),
+            verify_targets=settings.verify_targets,
+            on_existing=settings.on_existing,
+            delete=DeletePolicy(**settings.delete.model_dump()),
+            conflict=settings.conflict,
+            retry_policy=RetryPolicy(**settings.retry_policy.model_dump()),
+        )
+
+
+def _target(settings: TargetSettings) -> Target:
+    name = settings.name or ("{path}-{field}" if settings.granularity is Granularity.FIELD else "{path}")
+    return Target(settings.id or settings.vault, settings.vault, settings.prefix, name, settings.granularity)
+
+
+def _conflicts(source: Source, targets: tuple[Target, ...]) -> Iterator[tuple[str, int, str, str]]:
+    """What is wrong between a source and its targets: message, index of the target, key, hint."""
+    seen: dict[str, int] = {}
+    for index, target in enumerate(targets):
+        if target.id in seen:
+            yield (
+                f"this target has the same id as targets[{seen[target.id]}] of this sync",
+                index,
+                "id",
+                "give one of them an `id` of its own",
+            )
+        seen.setdefault(target.id, index)
+        if target.vault == source.vault and _overlap(source.prefix, target.prefix):
+            yield (
+                "a loop: this sync would read what it has written, for both sides are in one vault and one prefix "
+                "holds the other",
+                index,
+                "vault",
+                "choose another vault, or prefixes side by side",
+            )
+    for index, target in enumerate(targets):
+        for other in targets[:index]:
+            if target.id != other.id and (target.vault, target.prefix, target.name) == (
+                other.vault,
+                other.prefix,
+                other.name,
+            ):
+                yield (
+                    f"writes the same names as target '{other.id}' of this sync",
+                    index,
+                    "vault",
+                    "give one of them another `prefix` or `name`",
+                )
+
+
+def _overlap(one: str, other: str) -> bool:
+    return one.startswith(other) or other.startswith(one)
+
+
+def _duration(text: str | None) -> timedelta | None:
+    if text is None:
+        return None
+    return timedelta(days=int(text[:-1])) if text.endswith("d") else timedelta(hours=int(text[:-1]))
+
+
+def _is_loopback(url: str) -> bool:
+    import ipaddress
+    from urllib.parse import urlsplit
+
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or host.endswith(".localhost") or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,205 @@
+"""The shape of the configuration file. Descriptions and defaults here are what editors and messages show.
+
+A file's scalars arrive as text and are typed here, so a choice between numbers is a `Literal` of text.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
+from pydantic_core import PydanticCustomError
+
+from shared.config.problems import closest, listed
+from shared.config.schedule import normalise_schedule
+from shared.model import Granularity, OnExisting
+from shared.settings import Settings
+
+ID = re.compile(r"[a-z][a-z0-9-]{0,39}")
+ID_WORDING = "expected a lower-case letter, then up to 39 lower-case letters, digits and '-'"
+_RETENTION = re.compile(r"[1-9][0-9]{0,5}[dh]")
+_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_WEEK = 7 * 24 * 3600 * 1000
+
+
+def invalid(message: str, hint: str = "", *, at: str = "") -> PydanticCustomError:
+    """What a validator here finds. `at` is the key, below the one that is validated, that is wrong."""
+    return PydanticCustomError("vaultferry", "invalid", {"message": message, "hint": hint, "at": at})
+
+
+def _id(text: str) -> str:
+    if not ID.fullmatch(text):
+        raise invalid(ID_WORDING)
+    return text
+
+
+def _vault(text: str, info: ValidationInfo) -> str:
+    vaults = (info.context or {}).get("vaults")
+    if vaults is not None and text not in vaults:
+        hint = closest(text, vaults) or (f"there are: {listed(vaults)}" if vaults else "there are none")
+        raise invalid("expected the id of one of the `vaults`", hint)
+    return text
+
+
+def _prefix(text: str) -> str:
+    if not text:
+        return text
+    if text.startswith("/"):
+        raise invalid("expected a prefix that does not begin with '/'", "leave the first '/' out")
+    if not text.endswith("/"):
+        raise invalid(
+            "expected an empty prefix or one that ends at a '/'", "did you mean the same with a '/' behind it?"
+        )
+    _segments(text[:-1], "a prefix")
+    return text
+
+
+def _segments(text: str, what: str) -> None:
+    if _CONTROL.search(text):
+        raise invalid(f"{what} can not hold control characters")
+    if any(segment in ("", ".", "..") for segment in text.split("/")):
+        raise invalid(f"{what} can not have empty, '.' or '..' segments")
+
+
+def _name(text: str) -> str:
+    known = ("path", "field")
+    for placeholder in _PLACEHOLDER.findall(text):
+        if placeholder not in known:
+            raise invalid(
+                "a name knows the placeholders {path} and {field} only",
+                closest(placeholder, known).replace("'path'", "{path}").replace("'field'", "{field}"),
+            )
+    rest = _PLACEHOLDER.sub("x", text)
+    if "{" in rest or "}" in rest:
+        raise invalid("a '{' or '}' that belongs to no placeholder", "a name knows {path} and {field}")
+    _segments(rest, "a name")
+    return text
+
+
+def _pattern(text: str) -> str:
+    if text.startswith("regex:"):
+        try:
+            re.compile(text.removeprefix("regex:"))
+            return text
+        except re.error as error:
+            at = "" if error.pos is None else f", from its character {error.pos + 1} on"
+        except (RecursionError, OverflowError):
+            at = ""
+        raise invalid(f"not a regular expression as Python's `re` has them{at}")
+    if not text:
+        raise invalid("expected a pattern, not empty text", "'**' is everything")
+    if text.startswith("/"):
+        raise invalid("paths do not begin with '/', so this pattern matches nothing", "leave the first '/' out")
+    return text
+
+
+def _retention(text: str) -> str:
+    if not _RETENTION.fullmatch(text):
+        raise invalid("expected a number of days or hours, as in 365d or 12h", "leave it out to keep all for ever")
+    return text
+
+
+VaultId = Annotated[str, AfterValidator(_vault)]
+Prefix = Annotated[str, AfterValidator(_prefix)]
+Pattern = Annotated[str, AfterValidator(_pattern)]
+
+
+class SourceSettings(Settings):
+    vault: VaultId = Field(description="The vault that secrets are read from: an id under `vaults`.")
+    prefix: Prefix = Field("", description="Only secrets below it; ends at a '/'. A path is what follows it.")
+    resource: Literal["secrets", "policies"] = Field("secrets", description="What is carried.")
+
+
+class TargetSettings(Settings):
+    id: Annotated[str, AfterValidator(_id)] | None = Field(
+        None, description="Names this target in the history. Default: the vault's id."
+    )
+    vault: VaultId = Field(description="The vault that secrets are written to: an id under `vaults`.")
+    prefix: Prefix = Field("", description="Put before each name; ends at a '/'.")
+    name: Annotated[str, AfterValidator(_name)] | None = Field(
+        None,
+        description="What a secret is called there, from {path} and, with granularity field, {field}. "
+        "Default: '{path}', or '{path}-{field}'.",
+    )
+    granularity: Granularity = Field(
+        Granularity.SECRET, description="One target secret per secret, or one per field of it."
+    )
+
+    @model_validator(mode="after")
+    def _name_fits_granularity(self) -> TargetSettings:
+        by_field = self.granularity is Granularity.FIELD
+        if self.name is None:
+            return self
+        if by_field and "{field}" not in self.name:
+            raise invalid("with granularity 'field', a name needs {field}", "as in '{path}-{field}'", at="name")
+        if not by_field and "{field}" in self.name:
+            raise invalid("{field} is only known with granularity 'field'", "add `granularity: field`", at="name")
+        return self
+
+
+class DeleteSettings(Settings):
+    propagate: bool = Field(False, description="Delete on the targets what was deleted at the source.")
+    max_percent: float = Field(
+        25, ge=0, le=100, description="A run that would delete more of a target than this waits for approval."
+    )
+    min_count: int = Field(5, ge=0, description="Up to as many deletes never wait for approval.")
+
+
+class RetrySettings(Settings):
+    max_retries: int = Field(3, ge=0, le=100, description="How often a path is delivered again.")
+    initial_backoff: int = Field(1_000, ge=0, le=_WEEK, description="Milliseconds before the first redelivery.")
+    max_backoff: int = Field(60_000, ge=0, le=_WEEK, description="Milliseconds, at most, before any redelivery.")
+    multiplier: float = Field(2.0, ge=1, le=100, description="By which the wait grows each time.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RetrySettings:
+        if self.max_backoff < self.initial_backoff:
+            raise invalid("expected at least as much as `initial_backoff`", at="max_backoff")
+        return self
+
+
+def _one_way(text: str) -> str:
+    if text == "bidirectional":
+        raise invalid("two-way syncs are not in this version yet", "use `type: unidirectional`")
+    return text
+
+
+class SyncSettings(Settings):
+    type: Annotated[Literal["unidirectional", "bidirectional"], AfterValidator(_one_way)] = Field(
+        "unidirectional", description="Two-way syncs are not in this version yet."
+    )
+    schedule: Annotated[str, AfterValidator(normalise_schedule)] | None = Field(
+        None, description="When to run, in UTC: 5 cron fields, or 6 with the seconds first. Default: by hand only."
+    )
+    enabled: bool = Field(True, description="Whether it runs on its schedule, and when no sync is named.")
+    source: SourceSettings = Field(description="Where secrets come from.")
+    targets: list[TargetSettings] = Field(min_length=1, description="Where they go, side by side.")
+    include: list[Pattern] = Field(
+        ["**"], min_length=1, description="Globs ('*' stops at '/', '**' does not) or 'regex:…' for a whole path."
+    )
+    exclude: list[Pattern] = Field([], description="Patterns like those of `include`; exclude wins.")
+    verify_targets: bool = Field(True, description="Look at the targets for what was changed there by others.")
+    on_existing: OnExisting = Field(
+        OnExisting.OVERWRITE, description="What to do about another value that is there already, not ours."
+    )
+    delete: DeleteSettings = Field(DeleteSettings(), description="What becomes of secrets that the source lost.")
+    conflict: Literal["newest", "source", "target", "manual"] = Field(
+        "newest", description="Two-way syncs: which side wins when both changed."
+    )
+    retry_policy: RetrySettings = Field(RetrySettings(), description="How a path that failed for now is tried again.")
+
+
+class HistorySettings(Settings):
+    retention: Annotated[str, AfterValidator(_retention)] | None = Field(
+        None, description="How long runs and history are kept, as in 365d or 12h. Default: for ever."
+    )
+
+
+class FileSettings(Settings):
+    """The file's top level. What stands in `vaults` and `syncs` is validated one by one."""
+
+    history: HistorySettings = Field(HistorySettings(), description="What was done, and for how long that is kept.")
+    vaults: dict[str, Any] = Field(min_length=1, description="The vaults, by id.")
+    syncs: dict[str, Any] = Field({}, description="The syncs, by id.")

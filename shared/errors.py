@@ -10,6 +10,7 @@
     │   ├── InvalidSecret      this name or value can not be stored there, whatever is tried
     │   ├── Unsupported        this vault can not do that at all
     │   └── Unavailable        try again later: time-outs, torn connections, 429, 5xx
+    ├── Refused                not now: the sync is paused or disabled, the run is not in that state, there is no such thing
     └── StoreError             the history store or a queue failed; the job is delivered again
 
 Only `Unavailable` and `StoreError` are transient. No message ever holds a secret value; nothing is chained to a
@@ -86,6 +87,14 @@ class Unavailable(VaultError):
         super().__init__(message, vault=vault, path=path)
         self.retry_after = retry_after
         self.ambiguous = ambiguous
+
+
+class Refused(SyncError):
+    """What was asked for can not be done as things are. `unknown` is true where what was named does not exist."""
+
+    def __init__(self, message: str, *, unknown: bool = False) -> None:
+        super().__init__(message)
+        self.unknown = unknown
 
 
 class StoreError(SyncError):

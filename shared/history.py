@@ -75,6 +75,9 @@ class Verification:
 class Store(ABC):
     """Where Vaultferry remembers. Safe for many tasks of one event loop, and for many processes at once."""
 
+    owner: str
+    """Names this process (or this open store): leases and claims begin with it, so that a dead holder can be told."""
+
     @abstractmethod
     async def open(self) -> None:
         """Create or migrate what is missing. Raises StoreError when the schema is newer than this program."""

@@ -48,6 +48,8 @@ class WriteJob:
     chunk: str
     paths: tuple[str, ...]
     attempt: int = 0
+    split: bool = False
+    """It is one half of a job that came back from poison: the next time, its paths are given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ def encode(job: Job) -> str:
                 "chunk": job.chunk,
                 "paths": job.paths,
                 "attempt": job.attempt,
+                "split": job.split,
             }
         case ProbeJob():
             body = {"job": "probe", "vault": job.vault, "attempt": job.attempt}

@@ -1,0 +1,49 @@
+"""The engine: plan jobs and write jobs, free of any kind of vault, store or queue.
+
+`planner` compares and sends, `writer` settles what it is sent (one path at a time: `path_work`), `runs` keeps a run's life,
+`tally` its counts, `probe` catches up what a vault that was down has missed.
+"""
+
+from __future__ import annotations
+
+from shared.engine.installation import Installation
+from shared.engine.planner import Planner
+from shared.engine.probe import Prober
+from shared.engine.runs import Runs
+from shared.engine.writer import Writer
+from shared.jobs import Job, PlanJob, ProbeJob, WriteJob, decode
+
+__all__ = ["Engine", "Installation"]
+
+
+class Engine:
+    """Deals with jobs, whoever delivers them."""
+
+    def __init__(self, installation: Installation) -> None:
+        self.installation = installation
+        self.runs = Runs(installation)
+        self._prober = Prober(installation, self.runs)
+        self._planner = Planner(installation, self.runs)
+        self._writer = Writer(installation, self.runs, self._prober)
+
+    async def handle(self, body: str | bytes) -> None:
+        """Deal with one message. What it raises makes the queue deliver it again."""
+        job = decode(body)
+        match job:
+            case PlanJob():
+                await self._planner.handle(job)
+            case WriteJob():
+                await self._writer.handle(job)
+            case ProbeJob():
+                await self._prober.handle(job)
+
+    async def give_up(self, body: str | bytes) -> None:
+        """Deal with a message from a poison queue: its run must end, and a person must be able to see why."""
+        job: Job = decode(body)
+        match job:
+            case PlanJob():
+                await self.runs.fail(job.run, "its planning ended without an answer several times; see the log")
+            case WriteJob():
+                await self._writer.give_up(job)
+            case ProbeJob():
+                await self._prober.schedule(job.vault, job.attempt)

@@ -1,0 +1,521 @@
+"""What a write job does for one path of one target: look, read, compare, write or delete. It saves nothing but intents.
+
+The order matters. The version that the target is expected to have is taken first (from the state, or by a look), then
+the source is read, then it is written: whoever wrote in between makes the write fail (where the vault compares and
+sets), so an older value never follows a newer one. What is not certain (an earlier job began and never reported, a write
+timed out, the digest key changed) is looked at before it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from shared.errors import AccessDenied, Conflict, InvalidSecret, SecretNotFound, Unavailable, VaultError
+from shared.history import Save, Store
+from shared.mapping import Digester, Mapper, why_left_out
+from shared.model import (
+    Action,
+    Entry,
+    Event,
+    Expect,
+    ObjectState,
+    ObjectStatus,
+    OnExisting,
+    Op,
+    Outcome,
+    Part,
+    Secret,
+    Sync,
+    Target,
+)
+from shared.vault import FingerprintCost, Vault
+
+ROUNDS = 3
+"""How often a path is looked at anew within one job when somebody else writes at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """A path that was dealt with, for good or ill."""
+
+    state: ObjectState
+    outcome: Outcome
+    event: Event | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """A path that must come again: busy (that is no attempt), or failed in a way that may pass."""
+
+    busy: bool = False
+    error: VaultError | None = None
+    state: ObjectState | None = None
+    """What has been done all the same, of several fields."""
+
+    @property
+    def retry_after(self) -> float | None:
+        return self.error.retry_after if isinstance(self.error, Unavailable) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a look at one target name saw; `digest` None: it is there and can not be read."""
+
+    entry: Entry | None = None
+    digest: str | None = None
+    live: bool = False
+
+
+class _NotOurs(Exception):
+    """A name is taken by somebody else's secret, and the configuration says what that means."""
+
+    def __init__(self, status: ObjectStatus, why: str, found: _Found, name: str) -> None:
+        super().__init__(why)
+        self.status = status
+        self.why = why
+        self.found = found
+        self.name = name
+
+
+@dataclass
+class _Draft:
+    """One path's parts while they are being worked on: what is in here has happened, whatever is raised next."""
+
+    parts: dict[str, Part]
+    written: list[str] = field(default_factory=list)
+    adopted: list[str] = field(default_factory=list)
+    deleted: list[str] = field(default_factory=list)
+    unsure: set[str] = field(default_factory=set)
+    """Names that may have been written without anybody knowing."""
+    source: Entry | None = None
+    source_fingerprint: str | None = None
+    created: bool = False
+    target_version: str | None = None
+
+
+@dataclass(frozen=True)
+class PathWork:
+    """Everything a job's paths have in common."""
+
+    sync: Sync
+    target: Target
+    mapper: Mapper
+    source: Vault
+    vault: Vault
+    store: Store
+    digester: Digester
+    owner: str | None
+    run_id: str
+    attempt: int
+    clock: Callable[[], datetime]
+
+    def intended(self, op: Op, state: ObjectState) -> tuple[Part, ...]:
+        """The parts as they are noted before anything is written, so that after a crash nothing of ours looks foreign."""
+        if op is not Op.CREATE or self.mapper.by_field or not self._nothing_there(op, state):
+            return state.parts
+        try:
+            name = self.mapper.name(state.path)
+        except InvalidSecret:
+            return state.parts
+        return (Part(name),)
+
+    def _nothing_there(self, op: Op, before: ObjectState) -> bool:
+        """The plan saw no such name, and nobody has begun to write it since."""
+        return (
+            op is Op.CREATE
+            and self.attempt == 0
+            and not before.parts
+            and (before.revision is None or before.status is ObjectStatus.DELETED)
+        )
+
+    async def run(self, op: Op, before: ObjectState, state: ObjectState, *, cleanup: bool) -> Settled | Later:
+        """Settle one path. `before` is its row as it was, `state` as it is claimed. Raises only what is no VaultError."""
+        # Somebody began with this path and never reported: what the target holds is anybody's guess.
+        certain = self.attempt == 0 and before.status is not ObjectStatus.PENDING and op is not Op.REPAIR
+        last: VaultError | None = None
+        for _ in range(ROUNDS):
+            draft = _Draft(
+                parts={part.name: part for part in state.parts},
+                unsure={part.name for part in before.parts if part.digest is None},
+            )
+            try:
+                if op is Op.DELETE:
+                    return await self._delete(before, state, draft)
+                return await self._write(op, before, state, draft, certain, cleanup)
+            except Conflict as error:
+                # Somebody else wrote meanwhile: look at what is there now, then read the source anew.
+                last, certain = error, False
+                state = _with_parts(state, draft)
+            except _NotOurs as found:
+                return self._not_ours(before, _with_parts(state, draft), draft, found)
+            except Unavailable as error:
+                return Later(error=error, state=_with_parts(state, draft))
+            except VaultError as error:
+                return self._failed(before, _with_parts(state, draft), str(error))
+        again = Unavailable(f"somebody else keeps writing it ({last})", vault=self.vault.id, path=state.path)
+        return Later(error=again, state=state)
+
+    # writing ------------------------------------------------------------------------------------------------------------
+
+    async def _write(
+        self, op: Op, before: ObjectState, state: ObjectState, draft: _Draft, certain: bool, cleanup: bool
+    ) -> Settled:
+        nothing_there = certain and self._nothing_there(op, before)
+        found: dict[str, _Found] = {}
+        for name in [self.mapper.name(state.path)] if not self.mapper.by_field else list(draft.parts):
+            if self._must_look(draft.parts.get(name), certain) and not nothing_there:
+                found[name] = await self._look(name)
+        try:
+            secret = await self.source.get_secret(self.sync.source.prefix + state.path)
+        except SecretNotFound:
+            return self._source_gone(before, state)
+        self._note_source(secret, draft)
+        wanted = self.mapper.render(state.path, secret.fields)
+        if self.mapper.by_field:
+            state = await self._intend(state, wanted, draft, nothing_there)
+        for name, item in wanted.items():
+            if name not in found and self._must_look(draft.parts.get(name), certain) and not nothing_there:
+                found[name] = await self._look(name)
+            await self._put(name, item, before, draft, found.get(name))
+        if cleanup:
+            for name in [name for name in draft.parts if name not in wanted]:
+                try:
+                    await self._remove(name, draft)
+                except _NotOurs:
+                    # Somebody gave the old name a value of their own: it is theirs now.
+                    del draft.parts[name]
+        else:
+            wanted = {**wanted, **{part.name: Secret({}) for part in draft.parts.values() if part.owned}}
+        parts = tuple(draft.parts[name] for name in draft.parts if name in wanted)
+        return self._done(op, before, replace(state, parts=parts), draft)
+
+    def _must_look(self, part: Part | None, certain: bool) -> bool:
+        """Whether what the state knows of a name is not enough to write it."""
+        if not certain or part is None or part.digest is None:
+            return True
+        return not part.owned and self.sync.on_existing is not OnExisting.OVERWRITE
+
+    async def _put(self, name: str, item: Secret, before: ObjectState, draft: _Draft, found: _Found | None) -> None:
+        """Make one name hold what it should. Raises Conflict when it is not as expected, `_NotOurs`, any VaultError."""
+        part = draft.parts.get(name)
+        digest = self.digester.digest(item.fields)
+        same_key = before.digest_key_id in (None, self.digester.key_id)
+        expect: str | Expect = Expect.ANY
+        if found is None and part is not None and part.digest is not None and not same_key:
+            # The digest key changed: what the state remembers can not be compared, what is there can.
+            found = await self._look(name)
+        if found is not None:
+            if not found.live:
+                draft.unsure.discard(name)
+            if found.live and found.digest == digest:
+                self._same(name, part, found, digest, same_key, draft)
+                return
+            if found.live:
+                self._may_overwrite(name, part, found)
+            expect = (found.entry.version if found.entry else None) or Expect.ABSENT
+        elif part is not None and part.digest == digest:
+            return
+        elif part is not None and part.digest is not None:
+            expect = part.version or Expect.ANY
+        else:
+            expect = Expect.ABSENT
+        if not self.vault.capabilities.compare_and_set:
+            expect = Expect.ANY
+        entry = await self._set(name, item, digest, expect, draft)
+        draft.created = draft.created or part is None or part.digest is None
+        draft.parts[name] = self._part(name, entry, digest)
+        draft.written.append(name)
+        draft.target_version = entry.version
+
+    def _same(self, name: str, part: Part | None, found: _Found, digest: str, same_key: bool, draft: _Draft) -> None:
+        """The target holds the right value already: because we wrote it and died, or because it was there."""
+        entry = found.entry or Entry(name)
+        kept = self._part(name, entry, digest)
+        if part is None:
+            draft.parts[name] = replace(kept, owned=False)
+            draft.adopted.append(name)
+        elif part.digest is None and part.owned:
+            draft.parts[name] = kept
+            draft.written.append(name)
+            draft.created = True
+        else:
+            # Another value than remembered, and the right one: written by a job that died before it could say so. The
+            # version tells it from a changed digest key; where there is none, only digests of one key do.
+            moved = entry.version != part.version if entry.version else same_key
+            if part.digest is not None and part.digest != digest and moved:
+                draft.written.append(name)
+            draft.parts[name] = replace(kept, owned=part.owned)
+        draft.target_version = entry.version
+
+    def _may_overwrite(self, name: str, part: Part | None, found: _Found) -> None:
+        """Raises `_NotOurs` where a secret that this sync did not write is in the way."""
+        ours = part is not None and part.owned
+        owner = found.entry.owner if found.entry else None
+        as_left = part is not None and found.entry is not None and part.fingerprint == found.entry.fingerprint
+        if owner and self.owner and owner != self.owner and not as_left:
+            raise _NotOurs(
+                ObjectStatus.CONFLICT,
+                f"{name!r} is marked as written by {owner!r}: two syncs write it; change one of them, or delete it there",
+                found,
+                name,
+            )
+        if ours or self.sync.on_existing is OnExisting.OVERWRITE:
+            return
+        if self.sync.on_existing is OnExisting.SKIP:
+            why = f"{name!r} was there before and is left alone (on_existing: skip)"
+            raise _NotOurs(ObjectStatus.SKIPPED, why, found, name)
+        why = f"{name!r} was there before and holds something else (on_existing: fail)"
+        raise _NotOurs(ObjectStatus.FAILED, why, found, name)
+
+    async def _set(self, name: str, item: Secret, digest: str, expect: str | Expect, draft: _Draft) -> Entry:
+        """Write once. After a time-out it may have worked: look before it is called a failure."""
+        try:
+            return await self.vault.set_secret(name, item, expect=expect, owner=self.owner)
+        except Unavailable as error:
+            if not error.ambiguous:
+                raise
+            draft.unsure.add(name)
+            found = await self._look(name)
+            if found.live and found.digest == digest and found.entry is not None:
+                return found.entry
+            raise
+
+    async def _intend(
+        self, state: ObjectState, wanted: Mapping[str, Secret], draft: _Draft, nothing_there: bool
+    ) -> ObjectState:
+        """Reserve and note the names of a path with a name per field before the first is written."""
+        new = [name for name in wanted if name not in draft.parts]
+        if not new:
+            return state
+        keys = {self.mapper.rule.key(name): state.path for name in new}
+        taken = await self.store.reserve_names(self.sync.id, self.target.id, keys)
+        for name in new:
+            other = taken.get(self.mapper.rule.key(name))
+            if other is not None:
+                raise InvalidSecret(
+                    f"{name!r} is what a field of {other!r} is called already", vault=self.vault.id, path=state.path
+                )
+        if not nothing_there:
+            return state
+        intents = tuple(Part(name) for name in new)
+        saved = (await self.store.save_objects([Save(replace(state, parts=(*state.parts, *intents)))]))[0]
+        if saved is None:
+            raise Conflict("its claim was lost", vault=self.vault.id, path=state.path)
+        draft.parts.update((part.name, part) for part in intents)
+        return saved
+
+    # deleting -----------------------------------------------------------------------------------------------------------
+
+    async def _delete(self, before: ObjectState, state: ObjectState, draft: _Draft) -> Settled:
+        """Remove the names that nobody asks for any more, once the source itself has confirmed it."""
+        left_out = why_left_out(self.sync, state.path)
+        wanted: set[str] = set()
+        if left_out is None:
+            fields = await self._source_fields(state.path, draft)
+            if fields is not None:
+                wanted = set(self.mapper.names(state.path, fields))
+                if before.status is not ObjectStatus.IN_SYNC or before.recipe != self.mapper.recipe:
+                    # What replaces the old names is not there yet: they stay until it is.
+                    return self._unchanged(before, state)
+        if not wanted and not self.sync.delete.propagate:
+            return self._unchanged(before, state)
+        for name in [name for name in draft.parts if name not in wanted]:
+            await self._remove(name, draft)
+        if wanted:
+            outcome = Outcome.DELETED if draft.deleted else Outcome.UNCHANGED
+            rest = tuple(part for part in draft.parts.values() if part.name in wanted)
+            kept = replace(state, parts=rest, status=ObjectStatus.IN_SYNC, error=None, transient=False)
+            event = self._event(Action.DELETE, kept.status, draft) if draft.deleted else None
+            return Settled(kept, outcome, event)
+        ended = replace(
+            state, parts=(), status=ObjectStatus.DELETED, error=None, transient=False, source_fingerprint=None
+        )
+        if self.mapper.by_field:
+            keys = {self.mapper.rule.key(part.name): state.path for part in state.parts}
+            await self.store.release_names(self.sync.id, self.target.id, keys)
+        return Settled(ended, Outcome.DELETED, self._event(Action.DELETE, ended.status, draft))
+
+    async def _source_fields(self, path: str, draft: _Draft) -> tuple[str, ...] | None:
+        """The fields of a source secret that is still there (named only where names need them); None: it is gone."""
+        name = self.sync.source.prefix + path
+        try:
+            if self.mapper.by_field or self.source.capabilities.fingerprint is FingerprintCost.VALUE:
+                secret = await self.source.get_secret(name)
+                self._note_source(secret, draft)
+                return tuple(secret.fields)
+            entry = await self.source.describe_secret(name)
+        except SecretNotFound:
+            return None
+        draft.source = entry
+        return () if entry.live else None
+
+    async def _remove(self, name: str, draft: _Draft) -> None:
+        """Delete one name if it is ours and still as we left it; forget it if it is not ours or gone already."""
+        part = draft.parts[name]
+        if part.owned:
+            entry = await self._as_left(part)
+            if entry is not None:
+                expect = entry.version if self.vault.capabilities.compare_and_set and entry.version else Expect.ANY
+                try:
+                    await self.vault.delete_secret(name, expect=expect)
+                    draft.deleted.append(name)
+                    draft.target_version = entry.version
+                except SecretNotFound:
+                    draft.deleted.append(name)
+                except Unavailable as error:
+                    if not error.ambiguous or (await self._look(name)).live:
+                        raise
+                    draft.deleted.append(name)
+        del draft.parts[name]
+
+    async def _as_left(self, part: Part) -> Entry | None:
+        """The target's entry if it is what we wrote; None: it is gone. Raises `_NotOurs` when somebody changed it since."""
+        if self.vault.capabilities.fingerprint is FingerprintCost.VALUE:
+            found = await self._look(part.name)
+            entry, live = found.entry or Entry(part.name), found.live
+            same = part.digest is None or found.digest == part.digest
+        else:
+            try:
+                entry = await self.vault.describe_secret(part.name)
+            except SecretNotFound:
+                return None
+            live = entry.live
+            same = part.fingerprint is None or entry.fingerprint == part.fingerprint
+        if not live:
+            return None
+        if not same:
+            raise _NotOurs(
+                ObjectStatus.CONFLICT,
+                f"{part.name!r} was changed in the target since it was written, so it is not deleted; delete it by hand",
+                _Found(entry, None, True),
+                part.name,
+            )
+        return entry
+
+    # looking ------------------------------------------------------------------------------------------------------------
+
+    async def _look(self, name: str) -> _Found:
+        """Read what a target name holds now."""
+        try:
+            secret = await self.vault.get_secret(name)
+        except SecretNotFound:
+            return await self._look_at_tombstone(name)
+        except AccessDenied:
+            if self.vault.capabilities.fingerprint is FingerprintCost.VALUE:
+                raise
+            entry = await self.vault.describe_secret(name)
+            if entry.enabled:
+                raise
+            return _Found(entry, None, True)
+        except InvalidSecret:
+            # It is there, and is nothing that we could have written.
+            return _Found(Entry(name), None, True) if self.vault.capabilities.fields else _Found(None, None, True)
+        return _Found(secret.entry or Entry(name), self.digester.digest(secret.fields), True)
+
+    async def _look_at_tombstone(self, name: str) -> _Found:
+        if not self.vault.capabilities.compare_and_set:
+            return _Found()
+        try:
+            return _Found(await self.vault.describe_secret(name))
+        except SecretNotFound:
+            return _Found()
+
+    def _part(self, name: str, entry: Entry, digest: str) -> Part:
+        by_value = self.vault.capabilities.fingerprint is FingerprintCost.VALUE
+        fingerprint = f"{self.digester.key_id}:{digest}" if by_value else entry.fingerprint
+        return Part(name, fingerprint=fingerprint, version=entry.version, digest=digest, owned=True)
+
+    def _note_source(self, secret: Secret, draft: _Draft) -> None:
+        draft.source = secret.entry
+        if self.source.capabilities.fingerprint is FingerprintCost.VALUE:
+            draft.source_fingerprint = self.digester.fingerprint(secret.fields)
+        else:
+            draft.source_fingerprint = secret.entry.fingerprint if secret.entry else None
+
+    # endings ------------------------------------------------------------------------------------------------------------
+
+    def _done(self, op: Op, before: ObjectState, state: ObjectState, draft: _Draft) -> Settled:
+        state = replace(
+            state,
+            source_fingerprint=draft.source_fingerprint,
+            digest_key_id=self.digester.key_id,
+            recipe=self.mapper.recipe,
+            status=ObjectStatus.IN_SYNC,
+            error=None,
+            transient=False,
+        )
+        if draft.written or draft.deleted:
+            drifted = op is Op.REPAIR and before.status is ObjectStatus.IN_SYNC
+            fresh = draft.created and not any(part.digest for part in before.parts)
+            action = Action.CREATE if fresh else Action.UPDATE
+            outcome = Outcome.REPAIRED if drifted else Outcome.WRITTEN
+            return Settled(state, outcome, self._event(action, state.status, draft))
+        if draft.adopted:
+            return Settled(state, Outcome.ADOPTED, self._event(Action.ADOPT, state.status, draft))
+        return Settled(state, Outcome.UNCHANGED)
+
+    def _source_gone(self, before: ObjectState, state: ObjectState) -> Settled:
+        """It went away between plan and write, or is a tombstone: what to do about the target is the next plan's to say."""
+        owned = tuple(part for part in before.parts if part.owned)
+        status = ObjectStatus.PENDING if owned else ObjectStatus.DELETED
+        return Settled(
+            replace(state, parts=before.parts if owned else (), status=status, error=None), Outcome.UNCHANGED
+        )
+
+    def _unchanged(self, before: ObjectState, state: ObjectState) -> Settled:
+        return Settled(replace(state, parts=before.parts, status=before.status, error=before.error), Outcome.UNCHANGED)
+
+    def _failed(self, before: ObjectState, state: ObjectState, why: str) -> Settled:
+        failed = replace(state, status=ObjectStatus.FAILED, error=why, transient=False)
+        return Settled(failed, Outcome.FAILED, fail_event(before, failed, self.run_id, self.attempt))
+
+    def _not_ours(self, before: ObjectState, state: ObjectState, draft: _Draft, found: _NotOurs) -> Settled:
+        if found.status is ObjectStatus.SKIPPED:
+            entry = found.found.entry
+            # Remembered as it is, so that it costs nothing while nobody changes it.
+            kept = Part(found.name, entry.fingerprint if entry else None, entry.version if entry else None, owned=False)
+            state = replace(
+                state,
+                parts=(*(part for part in state.parts if part.name != found.name), kept),
+                source_fingerprint=draft.source_fingerprint,
+                recipe=self.mapper.recipe,
+            )
+        ended = replace(state, status=found.status, error=found.why, transient=False)
+        outcome = {
+            ObjectStatus.SKIPPED: Outcome.SKIPPED,
+            ObjectStatus.FAILED: Outcome.FAILED,
+            ObjectStatus.CONFLICT: Outcome.CONFLICT,
+        }[found.status]
+        action = {ObjectStatus.FAILED: Action.FAIL, ObjectStatus.CONFLICT: Action.CONFLICT}.get(found.status)
+        repeated = before.status is ended.status and before.error == ended.error
+        event = None
+        if action is not None and not repeated:
+            event = Event(action, ended.status, self.run_id, attempt=self.attempt, error=found.why)
+        return Settled(ended, outcome, event)
+
+    def _event(self, action: Action, status: ObjectStatus, draft: _Draft) -> Event:
+        return Event(
+            action,
+            status,
+            self.run_id,
+            source_version=draft.source.version if draft.source else None,
+            target_version=draft.target_version,
+            attempt=self.attempt,
+        )
+
+
+def fail_event(before: ObjectState, failed: ObjectState, run_id: str, attempt: int) -> Event | None:
+    """A failure goes into the history once: the same one again in the next run adds nothing."""
+    if before.status is ObjectStatus.FAILED and before.error == failed.error:
+        return None
+    return Event(Action.FAIL, ObjectStatus.FAILED, run_id, attempt=attempt, error=failed.error)
+
+
+def _with_parts(state: ObjectState, draft: _Draft) -> ObjectState:
+    """The state with what has happened. A name that was only meant to be written, and surely was not, is nobody's."""
+    parts = (
+        part for part in draft.parts.values() if part.digest is not None or not part.owned or part.name in draft.unsure
+    )
+    return replace(state, parts=tuple(parts))

@@ -1,0 +1,228 @@
+"""A run's life: begun once, joined by whoever comes second, finished when the last chunk is in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from shared import jobs
+from shared.engine.installation import Installation
+from shared.engine.tally import add_to_totals, summarise, verdict
+from shared.errors import Refused, StoreError
+from shared.jobs import PlanJob, WriteJob
+from shared.model import Chunk, Control, ObjectStatus, Progress, Run, RunStatus, Sync, new_run_id
+
+log = logging.getLogger("vaultferry.runs")
+
+ATTEMPTS_TO_SAVE = 20
+"""How often a conditional save is tried anew before the job is given back: each loss means that somebody else won."""
+LOST_PLAN = timedelta(seconds=30)
+"""A run that is still queued after this long may have lost its plan job between two steps: it is sent again."""
+
+
+class Runs:
+    def __init__(self, installation: Installation) -> None:
+        self._syncs = installation.syncs
+        self._store = installation.store
+        self._queues = installation.queues
+        self._clock = installation.clock
+
+    def sync(self, sync_id: str) -> Sync:
+        """A configured sync. Raises Refused."""
+        try:
+            return self._syncs[sync_id]
+        except KeyError:
+            raise Refused(f"there is no sync {sync_id!r} in the configuration", unknown=True) from None
+
+    # beginning --------------------------------------------------------------------------------------------------
+
+    async def start(
+        self,
+        sync_id: str,
+        *,
+        trigger: str,
+        dry_run: bool = False,
+        allow_deletes: bool = False,
+        paths: Sequence[str] | None = None,
+    ) -> Run:
+        """Begin a run and queue its planning, or return the one that is on its way. Raises Refused.
+
+        A dry run writes nothing, so it neither waits for another nor stands in its way.
+        """
+        sync = self.sync(sync_id)
+        if not sync.enabled:
+            raise Refused(f"sync {sync_id!r} is disabled in the configuration")
+        for _ in range(ATTEMPTS_TO_SAVE):
+            now = self._clock()
+            run = Run(
+                run_id=new_run_id(now),
+                sync_id=sync_id,
+                trigger=trigger,
+                created_at=now,
+                dry_run=dry_run,
+                allow_deletes=allow_deletes,
+                paths=None if paths is None else tuple(paths),
+            )
+            if not dry_run:
+                control = await self._store.get_control(sync_id)
+                if control.paused:
+                    raise Refused(f"sync {sync_id!r} is paused; resume it first")
+                if control.active_run and (active := await self._active(control.active_run, now)):
+                    return active
+            saved = await self._store.save_run(run)
+            if saved is None:
+                continue
+            if not dry_run and not await self._store.save_control(replace(control, active_run=run.run_id)):
+                await self._store.save_run(
+                    replace(saved, status=RunStatus.CANCELLED, finished_at=now, error="another run began first")
+                )
+                continue
+            await self._send_plan(saved)
+            log.info("run queued", extra={"sync": sync_id, "run": run.run_id, "trigger": trigger})
+            return saved
+        raise StoreError(f"sync {sync_id!r} could not be started: its record keeps changing")
+
+    async def _active(self, run_id: str, now: datetime) -> Run | None:
+        run = await self._store.get_run(run_id)
+        if run is None or not run.status.active:
+            return None
+        if run.status is RunStatus.QUEUED and now - run.created_at > LOST_PLAN:
+            await self._send_plan(run)
+        return run
+
+    async def _send_plan(self, run: Run) -> None:
+        await self._queues.send(jobs.PLAN_QUEUE, jobs.encode(PlanJob(run=run.run_id, sync=run.sync_id)))
+
+    async def replay(self, sync_id: str, path: str | None = None, *, transient_only: bool = False) -> Run:
+        """Try the failed paths of a sync again (or `path`, whatever its state). Raises Refused when there are none."""
+        self.sync(sync_id)
+        if path is not None:
+            return await self.start(sync_id, trigger="replay", paths=[path])
+        rows = self._store.list_objects(sync_id, status=ObjectStatus.FAILED)
+        failed = sorted({state.path async for state in rows if state.transient or not transient_only})
+        if not failed:
+            raise Refused(f"sync {sync_id!r} has no failed secret to replay")
+        # More than this and the run's own record would grow too large: a full run covers the failed ones too.
+        return await self.start(sync_id, trigger="replay", paths=failed if len(failed) <= 500 else None)
+
+    # looking ----------------------------------------------------------------------------------------------------
+
+    async def view(self, run_id: str) -> Run:
+        """A run with its counts as they are this moment. Raises Refused."""
+        run = await self._store.get_run(run_id)
+        if run is None:
+            raise Refused(f"there is no run {run_id!r}", unknown=True)
+        if run.dry_run or not run.status.active:
+            return run
+        return summarise(run, await self._store.list_progress(run_id), await self._store.list_chunks(run_id))
+
+    # ending -----------------------------------------------------------------------------------------------------
+
+    async def finish_if_done(self, run_id: str) -> Run | None:
+        """Close a run whose planning is finished and whose chunks are all in. Called after every job; idempotent."""
+        for _ in range(ATTEMPTS_TO_SAVE):
+            run = await self._store.get_run(run_id)
+            if run is None or run.status is not RunStatus.RUNNING:
+                return run
+            chunks = await self._store.list_chunks(run_id)
+            if not all(chunk.complete or chunk.held for chunk in chunks):
+                return run
+            progress = await self._store.list_progress(run_id)
+            counted = summarise(run, progress, chunks)
+            status, error = verdict(counted, progress, chunks)
+            ended = replace(counted, status=status, error=error)
+            if saved := await self._end(ended, progress, chunks):
+                log.info("run %s", status, extra={"sync": run.sync_id, "run": run_id, "error": error})
+                return saved
+        raise StoreError(f"run {run_id} could not be closed: its record keeps changing")
+
+    async def fail(self, run_id: str, error: str) -> None:
+        """Close a run that can not go on: its source can not be listed, its job came back too often."""
+        await self._close(run_id, RunStatus.FAILED, error)
+
+    async def cancel(self, run_id: str, why: str = "cancelled by hand") -> Run:
+        """End a run: what has been written stays, what has not been begun is dropped. Raises Refused."""
+        run = await self.view(run_id)
+        if not run.status.active and run.status is not RunStatus.BLOCKED:
+            raise Refused(f"run {run_id} has ended already ({run.status})")
+        return await self._close(run_id, RunStatus.CANCELLED, why)
+
+    async def _close(self, run_id: str, status: RunStatus, error: str) -> Run:
+        for _ in range(ATTEMPTS_TO_SAVE):
+            run = await self.view(run_id)
+            if not run.status.active and run.status is not RunStatus.BLOCKED:
+                return run
+            progress = await self._store.list_progress(run_id)
+            chunks = await self._store.list_chunks(run_id)
+            ended = replace(run, status=status, error=error)
+            if saved := await self._end(ended, progress, chunks):
+                log.warning("run %s: %s", status, error, extra={"sync": run.sync_id, "run": run_id})
+                return saved
+        raise StoreError(f"run {run_id} could not be closed: its record keeps changing")
+
+    async def _end(self, run: Run, progress: Sequence[Progress], chunks: Sequence[Chunk]) -> Run | None:
+        """Give the sync free for its next run, count this one (once: only the holder can let go), and save it."""
+        now = self._clock()
+        for _ in range(ATTEMPTS_TO_SAVE):
+            control = await self._store.get_control(run.sync_id)
+            if control.active_run != run.run_id:
+                break
+            counted = replace(
+                control,
+                active_run=None,
+                last_run=run.run_id,
+                last_success_at=now if run.status is RunStatus.SUCCEEDED else control.last_success_at,
+                totals=add_to_totals(control.totals, run, progress, chunks),
+            )
+            if await self._store.save_control(counted):
+                break
+        else:
+            raise StoreError(f"sync {run.sync_id!r} could not be released: its record keeps changing")
+        return await self._store.save_run(replace(run, finished_at=now))
+
+    # deciding ---------------------------------------------------------------------------------------------------
+
+    async def approve(self, run_id: str) -> Run:
+        """Send exactly the deletes that a blocked run has recorded. Raises Refused."""
+        for _ in range(ATTEMPTS_TO_SAVE):
+            run = await self.view(run_id)
+            if run.status is not RunStatus.BLOCKED:
+                raise Refused(f"run {run_id} is not blocked ({run.status})")
+            sync = self.sync(run.sync_id)
+            control = await self._store.get_control(run.sync_id)
+            if control.active_run and await self._active(control.active_run, self._clock()):
+                raise Refused(
+                    f"run {control.active_run} of sync {run.sync_id!r} is on its way; approve when it has ended"
+                )
+            if not await self._store.save_control(replace(control, active_run=run_id)):
+                continue
+            held = [chunk for chunk in await self._store.list_chunks(run_id) if chunk.held]
+            freed = [await self._store.save_chunk(replace(chunk, held=False)) for chunk in held]
+            saved = await self._store.save_run(replace(run, status=RunStatus.RUNNING, error=None))
+            if saved is None:
+                continue
+            for chunk in freed:
+                if chunk is not None and (target := sync.target(chunk.target)):
+                    await self.send_chunk(run, chunk, target.vault)
+            return await self.finish_if_done(run_id) or saved
+        raise StoreError(f"run {run_id} could not be approved: its record keeps changing")
+
+    async def send_chunk(self, run: Run, chunk: Chunk, vault_id: str) -> None:
+        """Queue a chunk for the writer of its vault."""
+        job = WriteJob(
+            run=run.run_id, sync=run.sync_id, vault=vault_id, target=chunk.target, chunk=chunk.chunk, paths=chunk.paths
+        )
+        await self._queues.send(jobs.write_queue(vault_id), jobs.encode(job))
+
+    async def pause(self, sync_id: str, paused: bool) -> Control:
+        """Let no new run begin (`paused`), or let them begin again. A run on its way goes on. Raises Refused."""
+        self.sync(sync_id)
+        for _ in range(ATTEMPTS_TO_SAVE):
+            control = await self._store.get_control(sync_id)
+            if control.paused == paused:
+                return control
+            if saved := await self._store.save_control(replace(control, paused=paused)):
+                return saved
+        raise StoreError(f"sync {sync_id!r} could not be changed: its record keeps changing")

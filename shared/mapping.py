@@ -1,0 +1,190 @@
+"""Pure: which paths a sync covers, and what each is called and holds on a target."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from shared.errors import InvalidSecret, VaultError
+from shared.model import Fields, Granularity, Secret, Sync, Target, canonical_json
+from shared.vault import NameRule, check_name
+
+FORMAT = 1
+"""Part of every recipe. Raised when the same options would give another result than before."""
+
+_PLACEHOLDER = re.compile(r"\{(path|field)\}")
+
+
+# --- which paths ---------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1024)
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """A filter as a regular expression for the whole path.
+
+    `*` and `?` stop at `/`, `**` does not; `**/` also stands for no folder. `regex:` gives an expression as it is.
+    Raises re.error.
+    """
+    if pattern.startswith("regex:"):
+        return re.compile(pattern.removeprefix("regex:"))
+    parts: list[str] = []
+    at = 0
+    while at < len(pattern):
+        if pattern.startswith("**/", at):
+            parts.append("(?:.*/)?")
+            at += 3
+        elif pattern.startswith("**", at):
+            parts.append(".*")
+            at += 2
+        else:
+            char = pattern[at]
+            parts.append({"*": "[^/]*", "?": "[^/]"}.get(char, re.escape(char)))
+            at += 1
+    return re.compile("".join(parts), re.DOTALL)
+
+
+def why_left_out(sync: Sync, path: str) -> str | None:
+    """Which rule keeps this path out of the sync, in words; None: it is covered. Exclude wins."""
+    for pattern in sync.exclude:
+        if compile_pattern(pattern).fullmatch(path):
+            return f"excluded by {pattern!r}"
+    if not any(compile_pattern(pattern).fullmatch(path) for pattern in sync.include):
+        return "no include rule matches"
+    return None
+
+
+# --- what they are called and hold -----------------------------------------------------------------------------------
+
+
+class Mapper:
+    """How one target of a sync names and shapes what it is given."""
+
+    def __init__(self, target: Target, rule: NameRule) -> None:
+        self.target = target
+        self.rule = rule
+        self.recipe = _short_hash(
+            [
+                FORMAT,
+                target.prefix,
+                target.name,
+                str(target.granularity),
+                rule.allowed.pattern if rule.allowed else None,
+            ]
+        )
+        """Identifies this mapping: a state row with another recipe is due again."""
+
+    @property
+    def by_field(self) -> bool:
+        return self.target.granularity is Granularity.FIELD
+
+    def name(self, path: str, field: str = "") -> str:
+        """The full name in the target's vault. Raises InvalidSecret for what that vault can not take."""
+        values = {"path": path, "field": field}
+        # One pass: a path that holds "{field}" stays as it is.
+        name = self.rule.fit(self.target.prefix + _PLACEHOLDER.sub(lambda match: values[match[1]], self.target.name))
+        check_name(self.target.vault, name, self.rule)
+        return name
+
+    def names(self, path: str, fields: Iterable[str] = ()) -> list[str]:
+        """All names of a path: one, or one a field. Raises InvalidSecret, also when two fields share a name."""
+        if not self.by_field:
+            return [self.name(path)]
+        names: dict[str, tuple[str, str]] = {}
+        for field in sorted(fields):
+            name = self.name(path, field)
+            other = names.setdefault(self.rule.key(name), (name, field))
+            if other[1] != field:
+                raise InvalidSecret(
+                    f"its fields {other[1]!r} and {field!r} would both be written to {name!r}",
+                    vault=self.target.vault,
+                    path=path,
+                )
+        return [name for name, _ in names.values()]
+
+    def render(self, path: str, fields: Fields) -> dict[str, Secret]:
+        """What is to be written, by name. Raises InvalidSecret."""
+        if not self.by_field:
+            return {self.name(path): Secret(fields=dict(fields))}
+        names = self.names(path, fields)
+        return {
+            name: Secret(fields={"value": fields[field]}) for name, field in zip(names, sorted(fields), strict=True)
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """The target names of all paths, and what is wrong with some."""
+
+    names: Mapping[str, Sequence[str]]
+    """By path; a path whose names depend on its value, or that is refused, is not in here."""
+    refused: Mapping[str, str]
+    """By path: why it can not be written."""
+
+
+def name_all(mapper: Mapper, paths: Iterable[str]) -> Naming:
+    """Name every path before anything is written, so that two that would share a target name are both refused.
+
+    With granularity `field` only a value tells the names: those are checked when they are written.
+    """
+    names: dict[str, Sequence[str]] = {}
+    refused: dict[str, str] = {}
+    taken: dict[str, str] = {}
+    for path in paths:
+        try:
+            if mapper.by_field:
+                mapper.name(path, "x")
+                continue
+            name = mapper.name(path)
+        except VaultError as error:
+            refused[path] = error.message
+            continue
+        other = taken.setdefault(mapper.rule.key(name), path)
+        if other != path:
+            refused[path] = f"{other!r} and {path!r} would both be written to {name!r}"
+            refused[other] = f"{path!r} and {other!r} would both be written to {name!r}"
+            continue
+        names[path] = [name]
+    for path in refused:
+        names.pop(path, None)
+    return Naming(names, refused)
+
+
+# --- digests -------------------------------------------------------------------------------------------------------
+
+
+class Digester:
+    """Keyed digests of fields: equal ones mean equal secrets, and nobody without the key can guess at weak values."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key.encode()
+        self.key_id = hmac.new(self._key, b"vaultferry digest key id", hashlib.sha256).hexdigest()[:16]
+
+    def digest(self, fields: Fields) -> str:
+        """HMAC-SHA256 of the canonical JSON, in hex. Raises InvalidSecret for what is not JSON."""
+        try:
+            text = canonical_json(fields)
+            data = text.encode()
+        except (ValueError, TypeError):
+            raise InvalidSecret("its value is not JSON") from None
+        return hmac.new(self._key, data, hashlib.sha256).hexdigest()
+
+    def fingerprint(self, fields: Fields) -> str:
+        """A fingerprint for vaults where only the value tells; another key gives another one."""
+        return f"{self.key_id}:{self.digest(fields)}"
+
+
+def owner_mark(sync: Sync, source_address: str) -> str:
+    """Who wrote a secret, for a target's tags: the sync and where its values come from.
+
+    It names no installation on purpose: a lost store, or a second installation of the same sync, is no stranger.
+    """
+    origin = _short_hash([source_address, sync.source.prefix, sync.source.resource])
+    return f"{sync.id}@{origin}"
+
+
+def _short_hash(parts: Sequence[object]) -> str:
+    return hashlib.sha256(canonical_json(list(parts)).encode()).hexdigest()[:12]

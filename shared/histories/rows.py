@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from shared.errors import StoreError
-from shared.history import Broken, chain_hash, history_columns
+from shared.history import Broken, chain_hash
 from shared.model import (
     Action,
     Chunk,
@@ -268,10 +268,10 @@ def control_from(row: Mapping[str, Any], revision: str) -> Control:
 # --- objects ------------------------------------------------------------------------------------------------------
 
 
-def object_columns(state: ObjectState) -> Columns:
+def object_columns(sync_object_id: str, state: ObjectState) -> Columns:
     parts = state.parts
     return {
-        "sync_object_id": state.object_id,
+        "sync_object_id": sync_object_id,
         "sync_id": state.sync_id,
         "target": state.target,
         "path": state.path,
@@ -361,31 +361,29 @@ def history_number(row_id: str) -> int:
     return int(number) if number.isascii() and number.isdigit() else 0
 
 
-def next_row(state: ObjectState, event: Event, tail: Tail, now: datetime) -> HistoryRow:
-    """The row that says `event` of `state`, linked behind `tail`."""
-    sync_object_id = state.object_id
-    row = HistoryRow(
-        id=history_id(sync_object_id, tail.count + 1),
-        sync_object_id=sync_object_id,
-        sync_id=state.sync_id,
-        target=state.target,
-        path=state.path,
-        run_id=event.run_id,
-        action=event.action,
-        status=event.status,
-        direction=event.direction,
-        source_version=event.source_version,
-        target_version=event.target_version,
-        attempt=event.attempt,
-        error=event.error,
-        created_at=strictly_after(now, tail.at),
-        previous_hash=tail.hash,
-        hash="",
-    )
-    return replace(row, hash=chain_hash(tail.hash, history_columns(row)))
+def next_row(sync_object_id: str, state: ObjectState, event: Event, tail: Tail, at: datetime) -> Columns:
+    """The columns of the row that says `event` of `state`, linked behind `tail`; `at` is after the tail's time."""
+    columns = {
+        "id": history_id(sync_object_id, tail.count + 1),
+        "sync_object_id": sync_object_id,
+        "sync_id": state.sync_id,
+        "target": state.target,
+        "path": state.path,
+        "run_id": event.run_id,
+        "action": str(event.action),
+        "status": str(event.status),
+        "direction": event.direction,
+        "source_version": event.source_version,
+        "target_version": event.target_version,
+        "attempt": event.attempt,
+        "error": event.error,
+        "created_at": iso(at),
+        "previous_hash": tail.hash,
+    }
+    return columns | {"hash": chain_hash(tail.hash, columns)}
 
 
-def stamped(state: ObjectState, tail: Tail, now: datetime) -> ObjectState:
+def stamped(state: ObjectState, tail: Tail, now: datetime, revision: str) -> ObjectState:
     """`state` with what is the store's to set."""
     return replace(
         state,
@@ -393,6 +391,7 @@ def stamped(state: ObjectState, tail: Tail, now: datetime) -> ObjectState:
         history_hash=tail.hash,
         history_at=tail.at,
         updated_at=strictly_after(now, state.updated_at),
+        revision=revision,
     )
 
 

@@ -40,7 +40,7 @@ from shared.histories.rows import (
     run_from,
     stamped,
 )
-from shared.history import Broken, Page, Save, Store, Verification, history_columns
+from shared.history import Broken, Page, Save, Store, Verification
 from shared.model import (
     Chunk,
     Control,
@@ -53,6 +53,7 @@ from shared.model import (
     from_iso,
     iso,
     object_id,
+    strictly_after,
     utcnow,
 )
 from shared.sqlite import Database
@@ -392,12 +393,12 @@ class SqliteStore(Store):
             else:
                 tail = Tail(row["history_count"], row["history_hash"], from_iso(row["history_at"]))
             if save.event is not None:
-                new = next_row(save.state, save.event, tail, now)
-                history.append(history_columns(new))
-                tail = Tail(tail.count + 1, new.hash, new.created_at)
+                at = strictly_after(now, tail.at)
+                history.append(next_row(sync_object_id, save.state, save.event, tail, at))
+                tail = Tail(tail.count + 1, history[-1]["hash"], at)
             revision = 1 if row is None else row["revision"] + 1
-            state = replace(stamped(save.state, tail, now), revision=str(revision))
-            objects.append(object_columns(state) | {"revision": revision})
+            state = stamped(save.state, tail, now, str(revision))
+            objects.append(object_columns(sync_object_id, state) | {"revision": revision})
             answers.append(state)
             # The same object twice in one call: the second has not seen what the first one did.
             stored[sync_object_id] = {"revision": revision}

@@ -1,0 +1,308 @@
+"""KV version 1 and 2. API: https://developer.hashicorp.com/vault/api-docs/secret/kv
+
+A KV v2 fingerprint is `version@created/deletion/destroyed` of the newest version: the same text whether it comes from a
+metadata read, a value or the answer to a write, and another one after a write, a delete, an undelete, and after a key
+was wiped and written anew (its version 1 has another time). The key's own times are not part of it: a value read does
+not carry them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from hvac.api.secrets_engines import KvV1, KvV2
+
+from shared.errors import AccessDenied, Conflict, InvalidSecret, MountNotFound, SecretNotFound, Unsupported
+from shared.model import Entry, Expect, Secret
+from shared.vault import Capabilities, Finding, FingerprintCost, Use, check_name
+from shared.vaults.hashicorp.adapter import MAX_REQUEST_BYTES, Answer, encode
+from shared.vaults.hashicorp.base import PROBE, HashicorpVault
+from shared.vaults.hashicorp.numbers import survives_float64
+from shared.vaults.hashicorp.settings import Settings
+
+_V1 = Capabilities(FingerprintCost.VALUE, max_bytes=MAX_REQUEST_BYTES)
+_V2 = Capabilities(FingerprintCost.PER_SECRET, compare_and_set=True, max_bytes=MAX_REQUEST_BYTES)
+
+
+class KvVault(HashicorpVault):
+    """The secrets of one KV mount."""
+
+    engine = "mount"
+
+    def __init__(self, vault_id: str, settings: Settings) -> None:
+        super().__init__(vault_id, settings)
+        self._mount = settings.mount
+        self._v1 = KvV1(self.adapter)
+        self._v2 = KvV2(self.adapter)
+        self._version: Literal[1, 2] | None = None if settings.kv_version == "auto" else settings.kv_version
+
+    @property
+    def capabilities(self) -> Capabilities:
+        if self._version is None:
+            raise Unsupported("the vault was not opened, so its KV version is unknown", vault=self.id)
+        return _V2 if self._version == 2 else _V1
+
+    async def open(self) -> None:
+        """Log in, and ask for the mount's version where the configuration does not say it."""
+        if self.login.due():
+            await self.login.refresh()
+        if self._version is None:
+            self._version = await self._detect()
+
+    async def _detect(self) -> Literal[1, 2]:
+        # This path asks for no permission but some use of the mount: sys/mounts would want one of its own.
+        path = f"/v1/sys/internal/ui/mounts/{self._mount}"
+        try:
+            answer = await self.call(lambda: self.adapter.request("get", path))
+        except (AccessDenied, SecretNotFound, InvalidSecret):
+            return await self._detect_by_config()
+        mount = answer.get("data") or {}
+        if str(mount.get("path", "")).strip("/") != self._mount:
+            raise MountNotFound(
+                f"there is no mount {self._mount!r}; the nearest one is {mount.get('path')!r}", vault=self.id
+            )
+        if mount.get("type") not in ("kv", "generic"):
+            raise MountNotFound(f"{self._mount!r} is a {mount.get('type')} engine, not kv", vault=self.id)
+        return 2 if str((mount.get("options") or {}).get("version")) == "2" else 1
+
+    async def _detect_by_config(self) -> Literal[1, 2]:
+        """Vault refuses the question about a mount that does not exist with the 403 of one that is forbidden."""
+        try:
+            await self.call(lambda: self._v2.read_configuration(mount_point=self._mount))
+        except SecretNotFound:
+            return 1
+        except AccessDenied:
+            pass
+        else:
+            return 2
+        raise AccessDenied(
+            f"the token may not look at the mount {self._mount!r}: is it there? Grant the token any access to it, or set "
+            "kv_version",
+            vault=self.id,
+        )
+
+    # reading
+
+    async def list_secrets(self, prefix: str = "") -> AsyncIterator[Entry]:
+        if prefix:
+            if not prefix.endswith("/"):
+                raise InvalidSecret("a prefix ends with '/'", vault=self.id, path=prefix[:200])
+            self._check(prefix[:-1])
+        waiting = [prefix]
+        running: dict[asyncio.Task[list[str]], str] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.pacer.concurrency:
+                    # The newest first: depth before breadth keeps the list of what waits short.
+                    folder = waiting.pop()
+                    running[asyncio.ensure_future(self._list_folder(folder))] = folder
+                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    folder = running.pop(task)
+                    for key in task.result():
+                        if key.endswith("/") and self._enterable(folder + key[:-1]):
+                            waiting.append(folder + key)
+                        else:
+                            # Also a folder that no URL may be built for: its name is refused where it is used.
+                            yield Entry(folder + key)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+    async def _list_folder(self, folder: str) -> list[str]:
+        engine = self._v2 if self._version == 2 else self._v1
+        try:
+            answer = await self.call(lambda: engine.list_secrets(folder, mount_point=self._mount), folder or None)
+        except SecretNotFound:
+            # Vault has no empty folders: one without secrets is not there.
+            return []
+        try:
+            return [str(key) for key in answer["data"]["keys"]]
+        except (KeyError, TypeError):
+            self.not_understood(folder)
+
+    def _enterable(self, folder: str) -> bool:
+        try:
+            self._check(folder)
+        except InvalidSecret:
+            return False
+        return True
+
+    async def describe_secret(self, name: str) -> Entry:
+        if self._version != 2:
+            raise Unsupported("KV version 1 tells nothing about a secret but its value", vault=self.id, path=name)
+        self._check(name)
+        answer = await self.call(lambda: self._v2.read_secret_metadata(name, mount_point=self._mount), name)
+        try:
+            metadata = answer["data"]
+            version = metadata["current_version"]
+            if version == 0:
+                # Metadata was written, but never a value.
+                return Entry(name, fingerprint="0", version="0", live=False)
+            return self._entry(name, version, metadata["versions"][str(version)])
+        except (KeyError, TypeError, ValueError):
+            self.not_understood(name)
+
+    async def get_secret(self, name: str) -> Secret:
+        self._check(name)
+        if self._version == 2:
+            answer = await self.call(
+                lambda: self._v2.read_secret_version(name, mount_point=self._mount, raise_on_deleted_version=True), name
+            )
+        else:
+            answer = await self.call(lambda: self._v1.read_secret(name, mount_point=self._mount), name)
+        try:
+            fields = answer["data"]["data"] if self._version == 2 else answer["data"]
+            metadata = answer["data"]["metadata"] if self._version == 2 else None
+            entry = self._entry(name, metadata["version"], metadata) if metadata else Entry(name)
+        except (KeyError, TypeError, ValueError):
+            self.not_understood(name)
+        if not isinstance(fields, dict):
+            raise InvalidSecret("it does not hold a map of fields", vault=self.id, path=name)
+        return Secret(fields, entry=entry)
+
+    def _entry(self, name: str, version: int, metadata: dict[str, Any]) -> Entry:
+        created, deletion, destroyed = metadata["created_time"], metadata["deletion_time"], metadata["destroyed"]
+        live = not destroyed
+        if deletion and live:
+            # It may lie ahead: what expires is live until then, by the server's clock.
+            live = _moment(deletion).timestamp() > self.adapter.server_time()
+        return Entry(
+            name,
+            fingerprint=f"{version}@{created}/{deletion}/{'destroyed' if destroyed else ''}",
+            version=str(version),
+            updated_at=_moment(created),
+            live=live,
+        )
+
+    # writing
+
+    async def set_secret(
+        self, name: str, secret: Secret, *, expect: str | Expect = Expect.ANY, owner: str | None = None
+    ) -> Entry:
+        self._check(name)
+        if self._version != 2 and expect is not Expect.ANY:
+            raise Unsupported("KV version 1 can not compare and set", vault=self.id, path=name)
+        fields = self._checked_fields(name, secret)
+        attempt: Callable[[], Awaitable[Answer]]
+        if self._version == 2:
+            version = _version(expect)
+
+            def attempt() -> Awaitable[Answer]:
+                call: Awaitable[Answer] = self._v2.create_or_update_secret(
+                    name, fields, cas=version, mount_point=self._mount
+                )
+                return call
+
+            answer = await self.call(attempt, name, write=True)
+            try:
+                return self._entry(name, answer["data"]["version"], answer["data"])
+            except (KeyError, TypeError, ValueError):
+                self.not_understood(name)
+
+        await self.call(
+            lambda: self._v1.create_or_update_secret(name, fields, method="POST", mount_point=self._mount),
+            name,
+            write=True,
+        )
+        return Entry(name)
+
+    def _checked_fields(self, name: str, secret: Secret) -> dict[str, Any]:
+        fields = dict(secret.fields)
+        if any(not isinstance(key, str) for key in fields):
+            raise InvalidSecret("the names of fields must be text", vault=self.id, path=name)
+        if self._version == 1 and not fields:
+            raise InvalidSecret("KV version 1 can not hold a secret without fields", vault=self.id, path=name)
+        try:
+            encode(fields, self.id)
+        except InvalidSecret as error:
+            error.path = name
+            raise
+        if self._version == 2 and not survives_float64(fields):
+            raise InvalidSecret(
+                "it holds a number that KV version 2 would change; store it as text", vault=self.id, path=name
+            )
+        return fields
+
+    async def delete_secret(self, name: str, *, expect: str | Expect = Expect.ANY) -> None:
+        """KV v2: the one version that was seen, never the metadata. A version written while this goes on stays live."""
+        self._check(name)
+        if self._version != 2:
+            if expect is not Expect.ANY:
+                raise Unsupported("KV version 1 can not compare and delete", vault=self.id, path=name)
+            # Deleting what is not there succeeds without a word, so it has to be looked for.
+            await self.get_secret(name)
+            await self.call(lambda: self._v1.delete_secret(name, mount_point=self._mount), name, write=True)
+            return
+        now = await self.describe_secret(name)
+        if expect is Expect.ABSENT or (isinstance(expect, str) and expect != now.version):
+            raise Conflict(f"it is in version {now.version}, not the expected one", vault=self.id, path=name)
+        if not now.live:
+            raise SecretNotFound(f"its newest version, {now.version}, is deleted already", vault=self.id, path=name)
+        versions = [int(now.version or 0)]
+        await self.call(
+            lambda: self._v2.delete_secret_versions(name, versions, mount_point=self._mount), name, write=True
+        )
+
+    def _check(self, name: str) -> None:
+        check_name(self.id, name)
+        if not name.isprintable():
+            raise InvalidSecret(
+                "Vault refuses names with unprintable characters", vault=self.id, path=ascii(name)[:200]
+            )
+        if self._version == 1 and ".." in name:
+            # The storage below takes it for a relative path; KV v2 hides names from it.
+            raise InvalidSecret("KV version 1 can not store names with '..'", vault=self.id, path=name)
+
+    # check
+
+    async def _check_engine(self) -> Finding:
+        await self.open()
+        # Where kv_version is given, nobody has looked at the mount yet.
+        await self._probe_mount()
+        return Finding(self.engine, True, f"{self._mount}/, KV version {self._version}")
+
+    async def _probe_mount(self) -> None:
+        try:
+            await self._list_folder(f"{PROBE}/")
+        except AccessDenied:
+            # What may be listed is looked at prefix by prefix.
+            return
+
+    def _needs(self, use: Use) -> list[tuple[str, str, str]]:
+        name = f"{use.prefix}{PROBE}"
+        if self._version == 2:
+            data, metadata = f"{self._mount}/data/{name}", f"{self._mount}/metadata/"
+            needs = [
+                (f"{metadata}{use.prefix}", "list", "list"),
+                (f"{metadata}{name}", "read", "see changes"),
+                (data, "read", "read"),
+            ]
+            if use.write:
+                needs += [(data, "create", "write"), (data, "update", "write")]
+            if use.delete:
+                needs.append((f"{self._mount}/delete/{name}", "update", "delete"))
+            return needs
+        path = f"{self._mount}/{name}"
+        needs = [(f"{self._mount}/{use.prefix}", "list", "list"), (path, "read", "read")]
+        if use.write:
+            needs += [(path, "create", "write"), (path, "update", "write")]
+        if use.delete:
+            needs.append((path, "delete", "delete"))
+        return needs
+
+
+def _version(expect: str | Expect) -> int | None:
+    """What KV v2's `cas` takes; 0 means that there was never a version."""
+    if isinstance(expect, Expect):
+        return 0 if expect is Expect.ABSENT else None
+    return int(expect)
+
+
+def _moment(text: str) -> datetime:
+    # Vault gives nanoseconds, Python keeps microseconds.
+    return datetime.fromisoformat(text).astimezone(UTC)

@@ -1,0 +1,108 @@
+"""ACL policies as secrets of one field, `value`. API: https://developer.hashicorp.com/vault/api-docs/system/policies"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from urllib.parse import quote
+
+from shared.errors import InvalidSecret, Unsupported
+from shared.model import Entry, Expect, Secret
+from shared.vault import Capabilities, Finding, FingerprintCost, NameRule, Use, check_name
+from shared.vaults.hashicorp.adapter import MAX_REQUEST_BYTES
+from shared.vaults.hashicorp.base import PROBE, HashicorpVault
+
+_FIELD = "value"
+_UNTOUCHABLE = frozenset({"root"})
+"""No policy, really: it has no text, and can not be written."""
+_PERMANENT = frozenset({"default"})
+"""Can be read and written, but Vault does not delete it."""
+_CAPABILITIES = Capabilities(
+    FingerprintCost.VALUE,
+    fields=False,
+    max_bytes=MAX_REQUEST_BYTES,
+    names=NameRule(ignores_case=True, wording="names of policies, in which case does not count"),
+)
+
+
+class PolicyVault(HashicorpVault):
+    """The ACL policies of one server or namespace. Vault keeps their names in lower case."""
+
+    engine = "policies"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return _CAPABILITIES
+
+    async def open(self) -> None:
+        if self.login.due():
+            await self.login.refresh()
+
+    async def list_secrets(self, prefix: str = "") -> AsyncIterator[Entry]:
+        prefix = prefix.lower()
+        answer = await self.call(self.system.list_acl_policies)
+        try:
+            names = [str(each) for each in answer["data"]["keys"]]
+        except (KeyError, TypeError):
+            self.not_understood(None)
+        for name in names:
+            if name.startswith(prefix) and name not in _UNTOUCHABLE:
+                yield Entry(name)
+
+    async def describe_secret(self, name: str) -> Entry:
+        raise Unsupported("Vault tells nothing about a policy but its text", vault=self.id, path=name)
+
+    async def get_secret(self, name: str) -> Secret:
+        name = self._checked(name)
+        answer = await self.call(lambda: self.system.read_acl_policy(name), name)
+        try:
+            text = answer["data"]["policy"]
+        except (KeyError, TypeError):
+            self.not_understood(name)
+        return Secret({_FIELD: text}, entry=Entry(name))
+
+    async def set_secret(
+        self, name: str, secret: Secret, *, expect: str | Expect = Expect.ANY, owner: str | None = None
+    ) -> Entry:
+        name = self._checked(name)
+        if expect is not Expect.ANY:
+            raise Unsupported("policies can not be compared and set", vault=self.id, path=name)
+        text = secret.fields.get(_FIELD)
+        if set(secret.fields) != {_FIELD} or not isinstance(text, str) or not text.strip():
+            raise InvalidSecret(f"a policy is one field {_FIELD!r} with its text", vault=self.id, path=name)
+        path = f"/v1/sys/policies/acl/{quote(name)}"
+        body = {"policy": text}
+        await self.call(lambda: self.adapter.request("put", path, json=body), name, write=True)
+        return Entry(name)
+
+    async def delete_secret(self, name: str, *, expect: str | Expect = Expect.ANY) -> None:
+        name = self._checked(name)
+        if expect is not Expect.ANY:
+            raise Unsupported("policies can not be compared and deleted", vault=self.id, path=name)
+        if name in _PERMANENT:
+            raise Unsupported("Vault does not delete this policy", vault=self.id, path=name)
+        # Deleting what is not there succeeds without a word, so it has to be looked for.
+        await self.get_secret(name)
+        await self.call(lambda: self.system.delete_acl_policy(name), name, write=True)
+
+    def _checked(self, name: str) -> str:
+        """The name as Vault keeps it."""
+        check_name(self.id, name)
+        name = name.lower()
+        if not name.isprintable() or name != name.strip():
+            raise InvalidSecret("this is no name for a policy", vault=self.id, path=ascii(name)[:200])
+        if name in _UNTOUCHABLE:
+            raise InvalidSecret("the root policy has no text, and can not be given one", vault=self.id, path=name)
+        return name
+
+    async def _check_engine(self) -> Finding:
+        await self.open()
+        return Finding(self.engine, True, "sys/policies/acl")
+
+    def _needs(self, use: Use) -> list[tuple[str, str, str]]:
+        path = f"sys/policies/acl/{use.prefix}{PROBE}"
+        needs = [("sys/policies/acl", "list", "list"), (path, "read", "read")]
+        if use.write:
+            needs += [(path, "create", "write"), (path, "update", "write")]
+        if use.delete:
+            needs.append((path, "delete", "delete"))
+        return needs

@@ -1,0 +1,147 @@
+"""What the configuration may say about a `hashicorp` vault.
+
+Defaults come from the variables that Vault's own command line reads:
+https://developer.hashicorp.com/vault/docs/commands#configure-environment-variables
+VAULT_SKIP_VERIFY is not one of them: an unverified server could be given every secret.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from shared.settings import Settings as Part
+from shared.settings import VaultSettings
+
+
+def _variable(name: str) -> Callable[[], str | None]:
+    return lambda: os.environ.get(name) or None
+
+
+def _path(value: str) -> str:
+    """A mount or namespace as it goes into a URL: no slashes around it, nothing that leads elsewhere."""
+    path = value.strip("/")
+    if any(segment in ("", ".", "..") for segment in path.split("/")) or not path.isprintable():
+        raise ValueError("expected a path such as 'secret' or 'team/kv', without empty, '.' or '..' segments")
+    return path
+
+
+class _Mounted(Part):
+    @field_validator("mount", check_fields=False)
+    @classmethod
+    def _check_mount(cls, value: str) -> str:
+        return _path(value)
+
+
+class TokenAuth(Part):
+    """A token that somebody issued. It is renewed where it can be, and never replaced."""
+
+    method: Literal["token"] = "token"
+    token: SecretStr | None = Field(
+        default_factory=lambda: _secret("VAULT_TOKEN"), validate_default=True, description="Default: VAULT_TOKEN."
+    )
+
+    @field_validator("token")
+    @classmethod
+    def _given(cls, value: SecretStr | None) -> SecretStr:
+        if value is None or not value.get_secret_value().strip():
+            raise ValueError("no token: give auth.token, set VAULT_TOKEN, or choose another auth.method")
+        return SecretStr(value.get_secret_value().strip())
+
+
+class AppRoleAuth(_Mounted):
+    """https://developer.hashicorp.com/vault/docs/auth/approle"""
+
+    method: Literal["approle"]
+    role_id: str
+    secret_id: SecretStr | None = None
+    mount: str = "approle"
+
+
+class KubernetesAuth(_Mounted):
+    """https://developer.hashicorp.com/vault/docs/auth/kubernetes; the file is read at each login, since it is rotated."""
+
+    method: Literal["kubernetes"]
+    role: str
+    mount: str = "kubernetes"
+    token_path: str = "/var/run/secrets/kubernetes.io/serviceaccount/token"  # noqa: S105
+
+
+class JwtAuth(_Mounted):
+    """https://developer.hashicorp.com/vault/docs/auth/jwt"""
+
+    method: Literal["jwt"]
+    role: str
+    jwt: SecretStr
+    mount: str = "jwt"
+
+
+class AzureAuth(_Mounted):
+    """The managed identity of the machine or app: https://developer.hashicorp.com/vault/docs/auth/azure"""
+
+    method: Literal["azure"]
+    role: str
+    resource: str = "https://management.azure.com/"
+    mount: str = "azure"
+    client_id: str | None = Field(None, description="Of a user-assigned identity; default: the system-assigned one.")
+
+
+Auth = Annotated[TokenAuth | AppRoleAuth | KubernetesAuth | JwtAuth | AzureAuth, Field(discriminator="method")]
+
+
+def _secret(name: str) -> SecretStr | None:
+    value = os.environ.get(name)
+    return SecretStr(value) if value else None
+
+
+class Settings(VaultSettings):
+    kind: Literal["hashicorp"]
+    address: str | None = Field(
+        default_factory=_variable("VAULT_ADDR"), validate_default=True, description="Default: VAULT_ADDR."
+    )
+    mount: str = Field("secret", description="Where the KV engine is mounted.")
+    kv_version: Literal["auto", 1, 2] = "auto"
+    namespace: str | None = Field(default_factory=_variable("VAULT_NAMESPACE"), validate_default=True)
+    ca_bundle: str | None = Field(
+        default_factory=_variable("VAULT_CACERT"), description="PEM file of authorities. Default: VAULT_CACERT."
+    )
+    client_cert: str | None = Field(default_factory=_variable("VAULT_CLIENT_CERT"))
+    client_key: str | None = Field(default_factory=_variable("VAULT_CLIENT_KEY"))
+    auth: Auth = Field(default_factory=TokenAuth)
+
+    @property
+    def url(self) -> str:
+        """The address, without a slash at its end."""
+        return self.address or ""
+
+    @field_validator("address")
+    @classmethod
+    def _check_address(cls, value: str | None) -> str:
+        if not value:
+            raise ValueError("no address: give it, or set VAULT_ADDR")
+        parts = urlsplit(value)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("expected an address such as https://vault.example:8200")
+        if parts.query or parts.fragment or "@" in parts.netloc:
+            raise ValueError("expected only scheme, host, port and perhaps a path: credentials belong under auth")
+        return value.rstrip("/").removesuffix("/v1")
+
+    @field_validator("mount")
+    @classmethod
+    def _check_mount(cls, value: str) -> str:
+        return _path(value)
+
+    @field_validator("namespace")
+    @classmethod
+    def _check_namespace(cls, value: str | None) -> str | None:
+        return _path(value) if value and value.strip("/") else None
+
+    @model_validator(mode="after")
+    def _check_certificate(self) -> Settings:
+        if self.client_key and not self.client_cert:
+            raise ValueError("client_key is given without client_cert")
+        return self

@@ -1,20 +1,21 @@
 """YAML and the environment → validated settings. pydantic stays in here and in the settings of vaults.
 
-`load(find_config(argument, env), env)` is what everything starts with. All errors are `ConfigError`s; those of a file
-are `InvalidConfig`, whose `problems` name file, line and key.
+`load(find_config(argument, env), env)` is what a command starts with. function_app.py, whose import is a cold start,
+takes `outline` first: pydantic alone would cost as much as azure.functions. All errors are `ConfigError`s; those
+of a file are `InvalidConfig`, whose `problems` name file, line and key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from shared.config.build import Config, parse
 from shared.config.problems import InvalidConfig, Problem
-from shared.config.yaml_source import MAX_BYTES
+from shared.config.result import Config, Outline
 from shared.errors import ConfigError
 
-__all__ = ["Config", "InvalidConfig", "Problem", "find_config", "load", "parse"]
+__all__ = ["Config", "InvalidConfig", "Outline", "Problem", "find_config", "load", "outline", "schema"]
 
 FILE_NAME = "vaultferry.yaml"
 SETTING = "VAULTFERRY_CONFIG"
@@ -37,10 +38,12 @@ def find_config(argument: str | None, env: Mapping[str, str]) -> str:
 
 
 def load(origin: str, env: Mapping[str, str]) -> Config:
-    """Read and validate the configuration at a path or an https address of a blob. Raises ConfigError.
+    """Read and validate the configuration at a path, or at the https address of a blob. Raises ConfigError.
 
-    Safe at import time: blocks, whether or not an event loop runs, and for an address at most half a minute.
+    Blocks, whether or not an event loop runs; for an address, half a minute at most.
     """
+    from shared.config.build import parse
+
     if "://" in origin:
         from shared.config.remote import load_blob
 
@@ -48,7 +51,32 @@ def load(origin: str, env: Mapping[str, str]) -> Config:
     return parse(_read(origin), env, origin)
 
 
+def outline(origin: str, env: Mapping[str, str]) -> Outline:
+    """Just what triggers are made from. Raises ConfigError where the file is too wrong even for that.
+
+    A file at an address is validated whole: a broken one must not take the place of the last good copy.
+    """
+    from shared.config.outline import outline_of, sketch
+
+    if "://" not in origin:
+        from shared.config.yaml_source import read_document
+
+        found = sketch(read_document(_read(origin), env, origin))
+        if found is not None:
+            return found
+    return outline_of(load(origin, env))
+
+
+def schema() -> dict[str, Any]:
+    """The file's JSON Schema (draft 2020-12), for editors."""
+    from shared.config.json_schema import build_schema
+
+    return build_schema()
+
+
 def _read(path: str) -> bytes:
+    from shared.config.yaml_source import MAX_BYTES
+
     try:
         if Path(path).is_dir():
             problem = "is a folder; expected a YAML file"
@@ -60,4 +88,6 @@ def _read(path: str) -> bytes:
         problem = "does not exist; `vaultferry init` writes a first file"
     except OSError as error:
         problem = f"can not be read ({error.strerror})"
+    except ValueError:
+        problem = "is not a path"
     raise InvalidConfig([Problem(path, None, "", problem)])

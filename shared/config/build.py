@@ -3,42 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, SecretStr, ValidationError
 
 from shared import vaults
 from shared.config.explain import explain
-from shared.config.models import (
-    ID,
-    ID_WORDING,
-    FileSettings,
-    SyncSettings,
-    TargetSettings,
-)
+from shared.config.models import ID, ID_WORDING, FileSettings, SyncSettings, TargetSettings
 from shared.config.problems import InvalidConfig, Place, Problem, closest, dotted, listed
+from shared.config.result import Config
 from shared.config.yaml_source import Document, read_document
 from shared.model import DeletePolicy, Granularity, RetryPolicy, Source, Sync, Target
 from shared.settings import VaultSettings
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
-
-
-@dataclass(frozen=True, slots=True)
-class Config:
-    """A configuration that was found to be right."""
-
-    vaults: Mapping[str, VaultSettings]
-    syncs: Mapping[str, Sync]
-    history_retention: timedelta | None
-    """None: for ever."""
-    origin: str
-    """The path or address that it came from, fit to be shown."""
-    warnings: tuple[str, ...] = ()
-    """What is allowed and yet unwise, and what did not go as planned while it was read."""
 
 
 def parse(raw: bytes, environment: Mapping[str, str], origin: str) -> Config:
@@ -84,7 +64,7 @@ class _Builder:
         self, model: type[SettingsT], given: Any, place: Place, context: dict[str, Any] | None = None
     ) -> SettingsT | None:
         try:
-            return model.model_validate(given, context=context)
+            return model.model_validate(_with_numbers(model, given), context=context)
         except ValidationError as error:
             found = explain(error, model, given)
         for below, message, hint in found:
@@ -151,6 +131,18 @@ class _Builder:
             conflict=settings.conflict,
             retry_policy=RetryPolicy(**settings.retry_policy.model_dump()),
         )
+
+
+def _with_numbers(model: type[BaseModel], given: Any) -> Any:
+    """Scalars are text, which pydantic takes for a number everywhere but in a `Literal` of numbers."""
+    if not isinstance(given, dict):
+        return given
+    typed = dict(given)
+    for name, field in model.model_fields.items():
+        numbers = {str(choice): choice for choice in get_args(field.annotation) if type(choice) is int}
+        if isinstance(typed.get(name), str):
+            typed[name] = numbers.get(typed[name], typed[name])
+    return typed
 
 
 def _target(settings: TargetSettings) -> Target:

@@ -53,6 +53,9 @@ _EXPECTED = {
 def explain(error: ValidationError, model: type[BaseModel], data: Any) -> list[tuple[Place, str, str]]:
     """Place (below `data`), message and hint of each error."""
     details = error.errors(include_url=False, include_input=False)
+    if error.title != model.__name__:
+        # A default could not be made: its errors do not say where in `model` it belongs.
+        return [((), message, hint) for _, message, hint in (_explain(detail, model, {}) for detail in details)]
     return [_explain(detail, model, data) for detail in details]
 
 

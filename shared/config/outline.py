@@ -1,0 +1,51 @@
+"""A first look at a file: enough to register triggers, and many times cheaper than validating all of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from shared.config.result import Config, Outline
+from shared.config.schedule import normalise_schedule
+
+if TYPE_CHECKING:
+    from shared.config.yaml_source import Document
+
+_TRUTH = {"true": True, "false": False}
+
+
+def sketch(document: Document) -> Outline | None:
+    """The outline of a document, or None where anything that it is made from is in doubt."""
+    vaults, syncs = document.data.get("vaults"), document.data.get("syncs", {})
+    if document.problems or not isinstance(vaults, dict) or not isinstance(syncs, dict):
+        return None
+    schedules: dict[str, str] = {}
+    written: dict[str, None] = {}
+    for sync_id, sync in syncs.items():
+        targets = sync.get("targets") if isinstance(sync, dict) else None
+        if not isinstance(targets, list) or not all(_is_target(target, vaults) for target in targets):
+            return None
+        written.update(dict.fromkeys(target["vault"] for target in targets))
+        enabled = _TRUTH.get(sync.get("enabled", "true"))
+        try:
+            schedule = normalise_schedule(sync["schedule"]) if sync.get("schedule") is not None else None
+        except (ValueError, AttributeError):
+            return None
+        if enabled is None:
+            return None
+        if enabled and schedule is not None:
+            schedules[sync_id] = schedule
+    return Outline(tuple(syncs), schedules, tuple(vaults), tuple(written))
+
+
+def _is_target(target: Any, vaults: dict[str, Any]) -> bool:
+    return isinstance(target, dict) and isinstance(target.get("vault"), str) and target["vault"] in vaults
+
+
+def outline_of(config: Config) -> Outline:
+    syncs = config.syncs.values()
+    return Outline(
+        tuple(config.syncs),
+        {sync.id: sync.schedule for sync in syncs if sync.enabled and sync.schedule},
+        tuple(config.vaults),
+        tuple(dict.fromkeys(target.vault for sync in syncs for target in sync.targets)),
+    )

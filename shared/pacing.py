@@ -46,10 +46,6 @@ class Rate:
         self._next = start + self._gap
         return max(0.0, start - now)
 
-    def push_back(self, until: float) -> None:
-        """The server asked for silence: nobody starts before `until` (in the loop's time)."""
-        self._next = max(self._next, until + self._slack)
-
 
 class Pacer:
     """The one way to a vault's server.
@@ -73,6 +69,7 @@ class Pacer:
         self._rate = _rate(requests_per_second)
         self._write_rate = _rate(writes_per_second)
         self._sleep = sleep
+        self._quiet_until = 0.0
 
     async def call(self, attempt: Callable[[], Awaitable[T]], *, write: bool = False) -> T:
         """Make a call; where it raises Unavailable, try a few times more, with jitter and as the server asks.
@@ -82,6 +79,7 @@ class Pacer:
         try:
             return await self._once(attempt, write)
         except Unavailable as error:
+            self._heed(error)
             if not _worth_repeating(error, write):
                 raise
             first = error
@@ -89,6 +87,8 @@ class Pacer:
 
     async def _once(self, attempt: Callable[[], Awaitable[T]], write: bool) -> T:
         async with self._slots:
+            if self._quiet_until:
+                await self._wait_out()
             for rate in (self._rate, self._write_rate if write else None):
                 if rate is not None:
                     delay = rate.delay(asyncio.get_running_loop().time())
@@ -98,6 +98,18 @@ class Pacer:
             if counter is not None:
                 counter[self._vault_id] += 1
             return await attempt()
+
+    def _heed(self, error: Unavailable) -> None:
+        """A server that asked one call to wait a moment means them all."""
+        if error.retry_after and error.retry_after <= QUICK_WAIT:
+            self._quiet_until = max(self._quiet_until, asyncio.get_running_loop().time() + error.retry_after)
+
+    async def _wait_out(self) -> None:
+        rest = self._quiet_until - asyncio.get_running_loop().time()
+        if rest > 0:
+            await self._sleep(rest)
+        else:
+            self._quiet_until = 0.0
 
     async def _again(self, attempt: Callable[[], Awaitable[T]], write: bool, first: Unavailable) -> T:
         from tenacity import (
@@ -123,7 +135,11 @@ class Pacer:
             # tenacity is loaded only once a call has failed, so it starts with that failure as its first try.
             if earlier:
                 raise earlier.pop()
-            return await self._once(attempt, write)
+            try:
+                return await self._once(attempt, write)
+            except Unavailable as error:
+                self._heed(error)
+                raise
 
         retrying = AsyncRetrying(
             sleep=self._sleep,

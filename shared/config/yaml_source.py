@@ -139,7 +139,7 @@ def _compose(text: str) -> _Node | None:
                 raise _Refused(line, "this alias ('*name') has no anchor ('&name') before it")
             node = anchors[event.anchor]
         elif isinstance(event, yaml.ScalarEvent):
-            node = _Scalar(line, event.value, event.style is None)
+            node = _Scalar(line, event.value, plain=not event.style)
             if event.anchor:
                 anchors[event.anchor] = node
         elif isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent):

@@ -233,10 +233,10 @@ class PathWork:
         """The target holds the right value already: because we wrote it and died, or because it was there."""
         entry = found.entry or Entry(name)
         kept = self._part(name, entry, digest)
-        if part is None:
+        if part is None or (part.digest is None and not part.owned):
             draft.parts[name] = replace(kept, owned=False)
             draft.adopted.append(name)
-        elif part.digest is None and part.owned:
+        elif part.digest is None:
             draft.parts[name] = kept
             draft.written.append(name)
             draft.created = True

@@ -268,7 +268,7 @@ class Planner:
                 some = paths[at : at + SLICE]
                 done = await self._compare(run, sync, view, ground, some)
                 progress = await self._emit(run, sync, target, ground, progress, done, some[-1], calls, pages)
-                if asyncio.get_running_loop().time() > deadline:
+                if at + SLICE < len(paths) and asyncio.get_running_loop().time() > deadline:
                     return False
                 if await self._stopped(run):
                     return True

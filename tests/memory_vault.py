@@ -1,0 +1,176 @@
+"""A vault in memory, for tests of the engine: any mix of capabilities, faults on demand, and every call counted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from shared.errors import Conflict, SecretNotFound, Unsupported, VaultError
+from shared.model import Entry, Expect, Fields, Secret
+from shared.pacing import Pacer
+from shared.vault import Capabilities, Finding, FingerprintCost, Use, Vault, check_name
+
+
+@dataclass
+class Kept:
+    fields: Fields
+    version: int
+    live: bool = True
+    enabled: bool = True
+    owner: str | None = None
+
+
+Hook = Callable[[str, str, str], Awaitable[None]]
+
+
+@dataclass
+class Faults:
+    """Errors to raise, by operation: each is raised once, in order; `after` raises it when the effect is done."""
+
+    queued: list[tuple[str, VaultError, bool]] = field(default_factory=list)
+    always: VaultError | None = None
+
+    def add(self, operation: str, error: VaultError, *, after: bool = False, times: int = 1) -> None:
+        self.queued += [(operation, error, after)] * times
+
+    def take(self, operation: str, after: bool) -> None:
+        if self.always is not None and not after:
+            raise self.always
+        for at, (wanted, error, late) in enumerate(self.queued):
+            if wanted == operation and late == after:
+                del self.queued[at]
+                raise error
+
+
+class MemoryVault(Vault):
+    kind = "memory"
+
+    def __init__(self, vault_id: str, capabilities: Capabilities | None = None) -> None:
+        super().__init__(vault_id, Pacer(vault_id, concurrency=64, sleep=_no_sleep))
+        self._capabilities = capabilities or Capabilities(FingerprintCost.PER_SECRET, compare_and_set=True)
+        self.kept: dict[str, Kept] = {}
+        self.calls: Counter[str] = Counter()
+        self.faults = Faults()
+        self.hook: Hook | None = None
+        self.writes: list[tuple[str, Fields]] = []
+        self._revision = 0
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self._capabilities
+
+    # what a person does behind Vaultferry's back ---------------------------------------------------------------------
+
+    def put(self, name: str, fields: Fields | str) -> None:
+        kept = self.kept.get(name)
+        self._revision += 1
+        self.kept[name] = Kept(
+            {"value": fields} if isinstance(fields, str) else dict(fields), kept.version + 1 if kept else 1
+        )
+
+    def remove(self, name: str) -> None:
+        if self._capabilities.compare_and_set:
+            self.kept[name].live = False
+        else:
+            del self.kept[name]
+
+    def values(self) -> dict[str, Any]:
+        return {name: kept.fields for name, kept in sorted(self.kept.items()) if kept.live}
+
+    # the contract ----------------------------------------------------------------------------------------------------
+
+    async def _call(self, operation: str, name: str, effect: Callable[[], Any], *, write: bool = False) -> Any:
+        async def attempt() -> Any:
+            self.calls[operation] += 1
+            if self.hook:
+                await self.hook(self.id, operation, name)
+            self.faults.take(operation, after=False)
+            result = effect()
+            self.faults.take(operation, after=True)
+            if self.hook:
+                await self.hook(self.id, f"{operation} done", name)
+            return result
+
+        return await self.pacer.call(attempt, write=write)
+
+    def _entry(self, name: str, kept: Kept, *, listed: bool = False) -> Entry:
+        cost = self._capabilities.fingerprint
+        tells = cost is FingerprintCost.LISTED or (cost is FingerprintCost.PER_SECRET and not listed)
+        return Entry(
+            name,
+            fingerprint=f"v{kept.version}-{kept.live}-{kept.owner}" if tells else None,
+            version=str(kept.version) if self._capabilities.compare_and_set else None,
+            live=kept.live if tells else True,
+            enabled=kept.enabled,
+            owner=kept.owner,
+        )
+
+    async def list_secrets(self, prefix: str = "") -> AsyncIterator[Entry]:
+        def effect() -> list[Entry]:
+            return [self._entry(n, k, listed=True) for n, k in sorted(self.kept.items()) if n.startswith(prefix)]
+
+        for entry in await self._call("list", prefix, effect):
+            yield entry
+
+    def _find(self, name: str, *, live: bool) -> Kept:
+        kept = self.kept.get(name)
+        if kept is None or (live and not kept.live):
+            raise SecretNotFound("no such secret", vault=self.id, path=name)
+        return kept
+
+    async def describe_secret(self, name: str) -> Entry:
+        if self._capabilities.fingerprint is FingerprintCost.VALUE:
+            raise Unsupported("only the value tells", vault=self.id, path=name)
+        check_name(self.id, name, self._capabilities.names)
+        return await self._call("describe", name, lambda: self._entry(name, self._find(name, live=False)))
+
+    async def get_secret(self, name: str) -> Secret:
+        check_name(self.id, name, self._capabilities.names)
+
+        def effect() -> Secret:
+            kept = self._find(name, live=True)
+            return Secret(dict(kept.fields), entry=self._entry(name, kept))
+
+        return await self._call("get", name, effect)
+
+    async def set_secret(
+        self, name: str, secret: Secret, *, expect: str | Expect = Expect.ANY, owner: str | None = None
+    ) -> Entry:
+        check_name(self.id, name, self._capabilities.names)
+        if expect is not Expect.ANY and not self._capabilities.compare_and_set:
+            raise Unsupported("no compare-and-set", vault=self.id, path=name)
+
+        def effect() -> Entry:
+            kept = self.kept.get(name)
+            have = str(kept.version) if kept else Expect.ABSENT
+            if expect is not Expect.ANY and expect != have:
+                raise Conflict(f"expected {expect}, found {have}", vault=self.id, path=name)
+            mark = owner if self._capabilities.tags else None
+            new = Kept(dict(secret.fields), kept.version + 1 if kept else 1, owner=mark)
+            self.kept[name] = new
+            self.writes.append((name, dict(secret.fields)))
+            return self._entry(name, new)
+
+        return await self._call("set", name, effect, write=True)
+
+    async def delete_secret(self, name: str, *, expect: str | Expect = Expect.ANY) -> None:
+        def effect() -> None:
+            kept = self._find(name, live=True)
+            if expect is not Expect.ANY and expect != str(kept.version):
+                raise Conflict("changed since", vault=self.id, path=name)
+            self.remove(name)
+
+        await self._call("delete", name, effect, write=True)
+
+    async def check(self, uses: list[Use]) -> list[Finding]:
+        return []
+
+    async def aclose(self) -> None:
+        return None
+
+
+async def _no_sleep(seconds: float) -> None:
+    await asyncio.sleep(0)

@@ -44,7 +44,7 @@ class SandboxServer:
         DELETE /_sandbox/calls    count from zero
     """
 
-    max_body = 33 * _MIB
+    max_body = 32 * _MIB
 
     def __init__(self, *, host: str = "127.0.0.1", port: int = 0, tls: bool = False) -> None:
         self.faults = Faults()

@@ -26,6 +26,11 @@ def pack(fields: Fields) -> tuple[str, str | None]:
     lone = fields.get("value")
     if len(fields) == 1 and isinstance(lone, str):
         return lone, None
+    return to_json(fields), CONTENT_TYPE
+
+
+def to_json(fields: Fields) -> str:
+    """Fields as canonical JSON. Raises InvalidSecret for what JSON can not hold and bring back as it was."""
     text: str | None
     try:
         text = canonical_json(fields) if _keys_are_text(fields) else None
@@ -34,7 +39,7 @@ def pack(fields: Fields) -> tuple[str, str | None]:
     # Raised out here so that nothing is chained to an error that could quote a value.
     if text is None:
         raise InvalidSecret("a field holds something that JSON can not express")
-    return text, CONTENT_TYPE
+    return text
 
 
 def unpack(text: str, content_type: str | None) -> Fields:

@@ -183,8 +183,8 @@ _SYNTAX = (
     ("escape character", "an unknown escape in double quotes", "use single quotes, or write \\\\ for a backslash"),
     ("cannot start any token", "a character that can not stand here", "indent with spaces, never with tabs; text that "
      "starts with @, % or ` goes in quotes"),
-    ("flow sequence", "a '[' is not closed, or a ',' is missing", ""),
-    ("flow mapping", "a '{' is not closed, or a ',' is missing", ""),
+    ("flow sequence", "a '[' is not closed, or a ',' is missing", "within [ ] and { }, a ${NAME} goes in quotes"),
+    ("flow mapping", "a '{' is not closed, or a ',' is missing", "within [ ] and { }, a ${NAME} goes in quotes"),
     ("block", "the indentation does not fit the lines above", ""),
     ("simple key", "expected a key and a ':' with a space after it", ""),
 )  # fmt: skip
@@ -216,9 +216,7 @@ class _Expansion:
         self.nodes = 0
 
     def expand(self, node: _Node, place: Place) -> Any:
-        self.nodes += 1
-        if self.nodes > MAX_NODES:
-            raise _Refused(node.line, f"aliases make this more than {MAX_NODES:,} keys and values")
+        self._count(node)
         if len(place) > MAX_DEPTH:
             raise _Refused(node.line, f"nested deeper than {MAX_DEPTH} levels")
         self.lines.setdefault(place, node.line)
@@ -228,36 +226,41 @@ class _Expansion:
             return [self.expand(item, (*place, index)) for index, item in enumerate(node.items)]
         return self._mapping(node, place)
 
+    def _count(self, node: _Node) -> None:
+        self.nodes += 1
+        if self.nodes > MAX_NODES:
+            raise _Refused(node.line, f"aliases make this more than {MAX_NODES:,} keys and values")
+
     def _mapping(self, node: _Mapping, place: Place) -> dict[str, Any]:
         data: dict[str, Any] = {}
-        first: dict[str, int] = {}
+        for text, (line, value) in self._pairs(node, place).items():
+            self.lines[*place, text] = line
+            data[text] = self.expand(value, (*place, text))
+        return data
+
+    def _pairs(self, node: _Mapping, place: Place) -> dict[str, tuple[int, _Node]]:
+        """Line and value by key, with YAML 1.1's `<<` followed: what is given here wins, then what is merged first
+        (https://yaml.org/type/merge.html)."""
+        self._count(node)
+        pairs: dict[str, tuple[int, _Node]] = {}
+        merged: list[_Node] = []
         for key, value in node.pairs:
             if not isinstance(key, _Scalar):
                 raise _Refused(key.line, "expected a word as key, not a list or keys and values", key=dotted(place))
             if key.text == "<<" and key.plain:
-                continue
-            here = (*place, key.text)
-            if key.text in first:
-                shown = here if presentable(key.text) else place
-                self.problems.append(
-                    Problem(self.file, key.line, dotted(shown), f"is given twice, first on line {first[key.text]}")
-                )
-                continue
-            first[key.text] = key.line
-            self.lines[here] = key.line
-            data[key.text] = self.expand(value, here)
-        for key, value in node.pairs:
-            if isinstance(key, _Scalar) and key.text == "<<" and key.plain:
-                self._merge(data, value, place)
-        return data
-
-    def _merge(self, data: dict[str, Any], value: _Node, place: Place) -> None:
-        """YAML 1.1's `<<`: what is given here wins, then what is merged first (https://yaml.org/type/merge.html)."""
-        for part in value.items if isinstance(value, _Sequence) else [value]:
+                merged += value.items if isinstance(value, _Sequence) else [value]
+            elif key.text in pairs:
+                shown = (*place, key.text) if presentable(key.text) else place
+                message = f"is given twice, first on line {pairs[key.text][0]}"
+                self.problems.append(Problem(self.file, key.line, dotted(shown), message))
+            else:
+                pairs[key.text] = (key.line, value)
+        for part in merged:
             if not isinstance(part, _Mapping):
-                raise _Refused(value.line, "'<<' takes an alias of keys and values", key=dotted(place))
-            rest = [pair for pair in part.pairs if not (isinstance(pair[0], _Scalar) and pair[0].text in data)]
-            data.update(self._mapping(_Mapping(part.line, rest), place))
+                raise _Refused(part.line, "'<<' takes an alias of keys and values", key=dotted(place))
+            for text, pair in self._pairs(part, place).items():
+                pairs.setdefault(text, pair)
+        return pairs
 
     def _scalar(self, node: _Scalar, place: Place) -> str | None:
         pieces: list[str] = []

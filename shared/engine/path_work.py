@@ -385,6 +385,13 @@ class PathWork:
             same = part.fingerprint is None or entry.fingerprint == part.fingerprint
         if not live:
             return None
+        if part.digest is None and not (self.owner and entry.owner == self.owner):
+            raise _NotOurs(
+                ObjectStatus.CONFLICT,
+                f"{part.name!r} may be what a job wrote that died, or somebody else's, so it is not deleted; delete it by hand",
+                _Found(entry, None, True),
+                part.name,
+            )
         if not same:
             raise _NotOurs(
                 ObjectStatus.CONFLICT,

@@ -1,0 +1,212 @@
+"""What a planning sees: the source once, and each target beside what was remembered of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from shared.errors import InvalidSecret, SecretNotFound
+from shared.mapping import Digester, Mapper, Naming, name_all, why_left_out
+from shared.model import Entry, ObjectState, ObjectStatus, Run, Sync, Target
+from shared.plan import Change, ChangeKind, compare, first_look, gone, guard, leftovers
+from shared.vault import FingerprintCost, Vault, check_name
+
+
+class SourceView:
+    """The source as this planning sees it. A fingerprint that costs a call is asked for once, however many targets ask."""
+
+    def __init__(self, sync: Sync, vault: Vault, digester: Digester) -> None:
+        self.sync = sync
+        self.vault = vault
+        self._digester = digester
+        self.entries: dict[str, Entry] = {}
+        """What the sync covers, by path."""
+        self.refused: dict[str, str] = {}
+        """Paths whose very name can not be carried, and why."""
+        self.left_out: set[str] = set()
+        """Paths that are there, but not covered."""
+        self._asked: dict[str, asyncio.Future[Entry | None]] = {}
+
+    async def look(self) -> None:
+        """List the source. Raises any VaultError: half a listing is none."""
+        prefix = self.sync.source.prefix
+        async for entry in self.vault.list_secrets(prefix):
+            path = entry.name.removeprefix(prefix)
+            if why_left_out(self.sync, path):
+                self.left_out.add(path)
+                continue
+            self.entries[path] = entry
+            try:
+                check_name(self.vault.id, entry.name)
+            except InvalidSecret as error:
+                self.refused[path] = error.message
+
+    @property
+    def cost(self) -> FingerprintCost:
+        return self.vault.capabilities.fingerprint
+
+    async def entry(self, path: str) -> Entry | None:
+        """A path's entry with its fingerprint; None: it turns out to be gone. Raises any VaultError."""
+        entry = self.entries[path]
+        if self.cost is FingerprintCost.LISTED:
+            return entry
+        asked = self._asked.get(path)
+        if asked is None:
+            asked = self._asked[path] = asyncio.ensure_future(self._ask(entry.name))
+        return await asyncio.shield(asked)
+
+    async def _ask(self, name: str) -> Entry | None:
+        try:
+            if self.cost is FingerprintCost.PER_SECRET:
+                entry = await self.vault.describe_secret(name)
+                return entry if entry.live else None
+            secret = await self.vault.get_secret(name)
+            return replace(secret.entry or Entry(name), fingerprint=self._digester.fingerprint(secret.fields))
+        except SecretNotFound:
+            return None
+
+
+@dataclass
+class TargetView:
+    """What is known of one target while it is planned."""
+
+    sync: Sync
+    target: Target
+    source: SourceView
+    digester: Digester
+    states: dict[str, ObjectState]
+    paths: set[str]
+    """What this run is about: what the sync covers, or a part of it."""
+    vault: Vault | None = None
+    """None: it does not answer, and is planned blindly."""
+    mapper: Mapper | None = None
+    naming: Naming = field(default_factory=lambda: Naming({}, {}))
+    listed: dict[str, Entry] | None = None
+    """The target's secrets by name key; None: not listed."""
+    renamed: set[str] = field(default_factory=set)
+    """Paths with names that a changed mapping no longer yields."""
+    vanished: set[str] = field(default_factory=set)
+    """Paths that the source lists and that turn out to be deleted all the same."""
+    cleanup: bool = True
+    """Whether the old names of renamed paths may go as soon as the new ones are there."""
+
+    @property
+    def owned(self) -> int:
+        return sum(
+            state.status is not ObjectStatus.DELETED and any(part.owned for part in state.parts)
+            for state in self.states.values()
+        )
+
+    async def look(self, vault: Vault) -> None:
+        """Name everything, and list the target where that tells something. Raises any VaultError."""
+        self.vault = vault
+        rule = vault.capabilities.names
+        self.mapper = Mapper(self.target, rule)
+        self.naming = name_all(self.mapper, sorted(self.source.entries.keys() - self.source.refused.keys()))
+        known = all(path in self.states and self.states[path].parts for path in self.paths)
+        if self.sync.verify_targets or not known:
+            prefix = rule.fit(self.target.prefix)
+            self.listed = {rule.key(entry.name): entry async for entry in vault.list_secrets(prefix)}
+        self.renamed = self._find_renamed(self.mapper)
+        missing = (
+            gone(state, None, self.sync.delete)
+            for state in self.states.values()
+            if state.path not in self.source.entries
+        )
+        deletes = sum(change is not None and change.kind is ChangeKind.DELETE for change in missing)
+        self.cleanup = guard(self.sync.delete, self.owned, len(self.renamed) + deletes) is None
+
+    def _find_renamed(self, mapper: Mapper) -> set[str]:
+        found: set[str] = set()
+        for path, state in self.states.items():
+            if path not in self.paths or state.status is ObjectStatus.DELETED:
+                continue
+            names = self.naming.names.get(path)
+            if names is not None and leftovers(state, names):
+                found.add(path)
+            elif mapper.by_field and state.recipe not in (None, mapper.recipe) and leftovers(state, ()):
+                # Only the values would tell which names stay: all may go.
+                found.add(path)
+        return found
+
+    # comparing --------------------------------------------------------------------------------------------------
+
+    async def compare(self, run: Run, path: str) -> Change | None:
+        """What shall happen to one path; None: it turns out to be gone from the source. Raises any VaultError."""
+        state = self.states.get(path)
+        entry = self.source.entries[path]
+        names = self.naming.names.get(path)
+        recipe = self.mapper.recipe if self.mapper else (state.recipe if state else None) or ""
+        change = first_look(path, entry, state, names, recipe, self._listed_under(names))
+        if change is not None and change.kind is ChangeKind.SKIP:
+            return change
+        # A path that was never synced is due whatever its fingerprint says: only a plan for a person asks all the same.
+        if state is None and not run.dry_run:
+            return change
+        if change is None or self.source.cost is FingerprintCost.PER_SECRET:
+            current = await self.source.entry(path)
+            if current is None:
+                self.vanished.add(path)
+                return None
+            entry = current
+        if change is not None or state is None:
+            return change
+        if entry.fingerprint is None or entry.fingerprint != state.source_fingerprint or not self.sync.verify_targets:
+            return compare(path, state, entry.fingerprint, None)
+        return compare(path, state, entry.fingerprint, await self._fingerprints(state))
+
+    def _listed_under(self, names: Sequence[str] | None) -> dict[str, Entry] | None:
+        if self.listed is None or self.mapper is None or names is None:
+            return None
+        keys = (self.mapper.rule.key(name) for name in names)
+        return {key: self.listed[key] for key in keys if key in self.listed}
+
+    async def _fingerprints(self, state: ObjectState) -> Mapping[str, str | None] | None:
+        """What the target's names look like now; a name that is gone is left out. None: it can not be asked."""
+        vault, listed = self.vault, self.listed
+        if vault is None or listed is None:
+            return None
+        cost = vault.capabilities.fingerprint
+        found: dict[str, str | None] = {}
+        for part in state.parts:
+            entry = listed.get(vault.capabilities.names.key(part.name))
+            if entry is None:
+                continue
+            if cost is FingerprintCost.LISTED:
+                found[part.name] = entry.fingerprint
+                continue
+            with contextlib.suppress(SecretNotFound):
+                if cost is FingerprintCost.PER_SECRET:
+                    described = await vault.describe_secret(part.name)
+                    if described.live:
+                        found[part.name] = described.fingerprint
+                else:
+                    secret = await vault.get_secret(part.name)
+                    found[part.name] = self.digester.fingerprint(secret.fields)
+        return found
+
+    def missing(self, run: Run) -> list[Change]:
+        """What becomes of remembered paths that the source no longer has, or the sync no longer covers."""
+        changes = []
+        for path, state in sorted(self.states.items()):
+            if run.paths is not None and path not in run.paths:
+                continue
+            if path in self.source.entries and path not in self.vanished:
+                continue
+            left_out = why_left_out(self.sync, path) if path in self.source.left_out else None
+            change = gone(state, left_out, self.sync.delete)
+            if change is not None:
+                changes.append(change)
+        return changes
+
+    def strays(self) -> set[str]:
+        """Renamed paths whose new names are all there: only their old ones are left to go."""
+        return {
+            path
+            for path in self.renamed
+            if self.states[path].status is ObjectStatus.IN_SYNC
+            and self.mapper is not None
+            and self.states[path].recipe == self.mapper.recipe
+        }

@@ -49,6 +49,9 @@ from shared.vaults.hashicorp.settings import Settings
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
 """Vault's default max_request_size. Past it the server hangs up in mid-request, which would look like a bad network."""
 
+CLOCK_TOLERANCE = 1.5
+"""Seconds by which the server's clock may seem off before it is taken to be."""
+
 _DECODER = json.JSONDecoder(parse_float=exact_number, parse_constant=no_number)
 
 Answer = dict[str, Any]
@@ -98,7 +101,7 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac is untyped
         return headers
 
     def server_time(self) -> float:
-        """Seconds since the epoch on the server's clock, as its newest `Date` header told (to the second)."""
+        """Seconds since the epoch on the server's clock, as its newest `Date` header told."""
         return time.time() + self._clock_ahead
 
     def login(self, url: str, use_token: bool = True, **kwargs: Any) -> Any:
@@ -176,9 +179,11 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac is untyped
     def _read_clock(self, date: str) -> None:
         self._date = date
         try:
-            self._clock_ahead = parsedate_to_datetime(date).timestamp() - time.time()
+            ahead = parsedate_to_datetime(date).timestamp() - time.time()
         except (ValueError, TypeError):
-            self._clock_ahead = 0.0
+            ahead = 0.0
+        # The header has whole seconds, and its way here took time: a difference that small is none.
+        self._clock_ahead = 0.0 if abs(ahead) < CLOCK_TOLERANCE else ahead
 
     async def aclose(self) -> None:
         if self._session is not None:

@@ -20,7 +20,7 @@ from shared.model import Entry, Expect, Secret
 from shared.vault import Capabilities, Finding, FingerprintCost, Use, check_name
 from shared.vaults.hashicorp.adapter import MAX_REQUEST_BYTES, Answer, encode
 from shared.vaults.hashicorp.base import PROBE, HashicorpVault
-from shared.vaults.hashicorp.numbers import survives_float64
+from shared.vaults.hashicorp.numbers import survives
 from shared.vaults.hashicorp.settings import Settings
 
 _V1 = Capabilities(FingerprintCost.VALUE, max_bytes=MAX_REQUEST_BYTES)
@@ -222,9 +222,11 @@ class KvVault(HashicorpVault):
         except InvalidSecret as error:
             error.path = name
             raise
-        if self._version == 2 and not survives_float64(fields):
+        if not survives(fields, as_float64=self._version == 2):
             raise InvalidSecret(
-                "it holds a number that KV version 2 would change; store it as text", vault=self.id, path=name
+                f"it holds a number that KV version {self._version} can not carry exactly; store it as text",
+                vault=self.id,
+                path=name,
             )
         return fields
 

@@ -1,9 +1,9 @@
 """Which numbers can be carried exactly.
 
-JSON numbers have no bounds, Python's floats do, and KV v2 sends every number of a value through a 64-bit float (seen on
-Vault 1.21: 9007199254740993 comes back as 9007199254740992, 1.0 as 1, 1e22 as 1e+22; KV v1 keeps the text). So a number
-is the same after its journey, or the secret is refused; and a number without a fraction is always an int, so that it
-compares equal whatever engine it was in.
+JSON numbers have no bounds and Python's floats do. KV v2 sends every number of a value through a 64-bit float (seen on
+Vault 1.21: 9007199254740993 comes back as 9007199254740992, 1.0 as 1, 10**21 as 1e+21); KV v1 keeps the text, but since
+1.20 Vault takes no number that a float can not hold. So a number is the same after its journey or the secret is
+refused, and below 1e21 a number without a fraction is an int whatever it was written like, as KV v2 writes it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,11 @@ from __future__ import annotations
 from decimal import Decimal
 from math import isfinite
 from typing import Any
+
+_EXACT = 2**53
+"""Up to here each integer is a float."""
+_EXPONENT_FROM = 1e21
+"""From here on Go writes a float with an exponent: https://pkg.go.dev/encoding/json#Marshal"""
 
 
 class InexactNumber(ValueError):
@@ -25,7 +30,7 @@ def exact_number(text: str) -> int | float:
     shortest = repr(value)
     if shortest != text and Decimal(shortest) != Decimal(text):
         raise InexactNumber
-    return int(Decimal(shortest)) if value.is_integer() else value
+    return int(Decimal(shortest)) if value.is_integer() and abs(value) < _EXPONENT_FROM else value
 
 
 def no_number(_text: str) -> float:
@@ -33,19 +38,20 @@ def no_number(_text: str) -> float:
     raise InexactNumber
 
 
-def survives_float64(value: Any) -> bool:
-    """Whether every integer in a JSON value comes back from a 64-bit float as itself, as KV v2 stores them."""
+def survives(value: Any, *, as_float64: bool) -> bool:
+    """Whether Vault gives every integer of a JSON value back as it is: KV v2 (`as_float64`), or KV v1."""
     if isinstance(value, bool):
         return True
     if isinstance(value, int):
-        if -(2**53) <= value <= 2**53:
+        if -_EXACT <= value <= _EXACT:
             return True
         try:
-            return int(Decimal(repr(float(value)))) == value
+            nearest = float(value)
         except OverflowError:
             return False
+        return not as_float64 or (abs(value) < _EXPONENT_FROM and int(Decimal(repr(nearest))) == value)
     if isinstance(value, dict):
-        return all(survives_float64(each) for each in value.values())
+        return all(survives(each, as_float64=as_float64) for each in value.values())
     if isinstance(value, list | tuple):
-        return all(survives_float64(each) for each in value)
+        return all(survives(each, as_float64=as_float64) for each in value)
     return True

@@ -1,0 +1,46 @@
+"""Every kind on every server it can have: each test of this folder runs on all of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from shared.vault import Vault
+from tests.contract.vaults import azure_key_vault, file, hashicorp
+from tests.contract.vaults.harness import Harness
+
+# A kind joins the suite with a line here. A harness on a real server is built with the fixture that is named.
+HARNESSES: dict[str, tuple[Callable[..., Harness], str | None]] = {
+    "azure-key-vault": (azure_key_vault.SandboxKeyVault, None),
+    "file": (file.LocalFile, None),
+    "hashicorp-v2": (hashicorp.SandboxV2, None),
+    "hashicorp-v1": (hashicorp.SandboxV1, None),
+    "hashicorp-v2-real": (hashicorp.RealV2, "real_vault"),
+    "hashicorp-v1-real": (hashicorp.RealV1, "real_vault"),
+}
+
+_PARAMS = [
+    pytest.param(name, marks=pytest.mark.real if fixture else (), id=name) for name, (_, fixture) in HARNESSES.items()
+]
+
+
+@pytest.fixture(params=_PARAMS)
+async def harness(request: pytest.FixtureRequest) -> AsyncIterator[Harness]:
+    make, fixture = HARNESSES[request.param]
+    if fixture is None:
+        harness = make()
+    else:
+        server: Any = request.getfixturevalue(fixture)
+        harness = make(server.url, server.token)
+    await harness.start()
+    try:
+        yield harness
+    finally:
+        await harness.stop()
+
+
+@pytest.fixture
+def vault(harness: Harness) -> Vault:
+    return harness.vault

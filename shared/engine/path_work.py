@@ -8,7 +8,7 @@ timed out, the digest key changed) is looked at before it is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
@@ -180,9 +180,10 @@ class PathWork:
                 found[name] = await self._look(name)
             await self._put(name, item, before, draft, found.get(name))
         if cleanup:
+            digests = {self.digester.digest(item.fields) for item in wanted.values()}
             for name in [name for name in draft.parts if name not in wanted]:
                 try:
-                    await self._remove(name, draft)
+                    await self._remove(name, draft, digests)
                 except _NotOurs:
                     # Somebody gave the old name a value of their own: it is theirs now.
                     del draft.parts[name]
@@ -351,11 +352,12 @@ class PathWork:
         draft.source = entry
         return () if entry.live else None
 
-    async def _remove(self, name: str, draft: _Draft) -> None:
-        """Delete one name if it is ours and still as we left it; forget it if it is not ours or gone already."""
+    async def _remove(self, name: str, draft: _Draft, digests: Collection[str] = ()) -> None:
+        """Delete one name if it is ours and still as we left it (or holds one of `digests`, which are the source's now);
+        forget it if it is not ours or gone already."""
         part = draft.parts[name]
         if part.owned:
-            entry = await self._as_left(part)
+            entry = await self._as_left(part, digests)
             if entry is not None:
                 expect = entry.version if self.vault.capabilities.compare_and_set and entry.version else Expect.ANY
                 try:
@@ -370,12 +372,13 @@ class PathWork:
                     draft.deleted.append(name)
         del draft.parts[name]
 
-    async def _as_left(self, part: Part) -> Entry | None:
+    async def _as_left(self, part: Part, digests: Collection[str]) -> Entry | None:
         """The target's entry if it is what we wrote; None: it is gone. Raises `_NotOurs` when somebody changed it since."""
         if self.vault.capabilities.fingerprint is FingerprintCost.VALUE:
             found = await self._look(part.name)
             entry, live = found.entry or Entry(part.name), found.live
-            same = part.digest is None or found.digest == part.digest
+            # Under a new digest key only the source's present values can be recognised.
+            same = part.digest is None or found.digest == part.digest or found.digest in digests
         else:
             try:
                 entry = await self.vault.describe_secret(part.name)
@@ -388,7 +391,7 @@ class PathWork:
         if part.digest is None and not (self.owner and entry.owner == self.owner):
             raise _NotOurs(
                 ObjectStatus.CONFLICT,
-                f"{part.name!r} may be what a job wrote that died, or somebody else's, so it is not deleted; delete it by hand",
+                f"{part.name!r} may be what a job wrote that died, or somebody else's: it is not deleted; do that by hand",
                 _Found(entry, None, True),
                 part.name,
             )

@@ -271,6 +271,8 @@ async def test_an_expired_secret_is_a_tombstone(server: KeyVaultServer, vault: K
         await vault.get_secret("db")
     assert not (await vault.describe_secret("db")).live
     assert not (await listed(vault))["db"].live
+    await vault.delete_secret("db")
+    assert server.names() == [], "to Key Vault it is still there, so it can be cleared away"
 
 
 async def test_expiry_goes_by_the_server_s_clock(server: KeyVaultServer, vault: KeyVault) -> None:

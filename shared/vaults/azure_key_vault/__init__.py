@@ -128,6 +128,8 @@ class KeyVault(Vault):
         )
 
     async def list_secrets(self, prefix: str = "") -> AsyncIterator[Entry]:
+        if prefix:
+            check_name(self.id, prefix.removesuffix("/"))
         wanted = _NAMES.key(prefix)
         token: str | None = None
         while True:
@@ -397,7 +399,6 @@ def _entry(properties: SecretProperties, now: datetime | None) -> Entry:
     return Entry(
         name=properties.name or "",
         fingerprint=hashlib.sha256(canonical_json(shown).encode()).hexdigest()[:32] if settled else None,
-        version=properties.version,
         updated_at=updated,
         live=expires is None or now is None or expires > now,
         enabled=properties.enabled is not False,

@@ -106,6 +106,9 @@ class FileVault(Vault):
         return Capabilities(fingerprint=FingerprintCost.LISTED, compare_and_set=True, fields=True, tags=True)
 
     async def list_secrets(self, prefix: str = "") -> AsyncIterator[Entry]:
+        if prefix:
+            check_name(self.id, prefix.removesuffix("/"))
+
         def entries(records: Records) -> list[Entry]:
             now = self._now()
             return [_seen(records[name], now) for name in sorted(records) if name.startswith(prefix)]
@@ -354,7 +357,7 @@ def _record(entry: Entry, expires_at: datetime | None, kept: str | None) -> _Rec
 
 def _parse(content: str) -> Records:
     # Not splitlines, which also breaks at characters that JSON leaves as they are.
-    return {record.entry.name: record for record in map(_parse_line, content.split("\n")) if content}
+    return {record.entry.name: record for record in map(_parse_line, filter(None, content.split("\n")))}
 
 
 def _parse_line(line: str) -> _Record:

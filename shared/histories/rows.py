@@ -383,7 +383,7 @@ def next_row(sync_object_id: str, state: ObjectState, event: Event, tail: Tail, 
     return columns | {"hash": chain_hash(tail.hash, columns)}
 
 
-def stamped(state: ObjectState, tail: Tail, now: datetime, revision: str) -> ObjectState:
+def stamped(state: ObjectState, tail: Tail, now: datetime, revision: str | None) -> ObjectState:
     """`state` with what is the store's to set."""
     return replace(
         state,

@@ -20,10 +20,9 @@ _OPERATIONS = {"read": "get", "write": "set", "list": "list"}
 
 
 class SandboxKeyVault(Harness):
-    soft_deletes = True
-    # Its secrets may expire, but are still there then and can be deleted; tests/unit/test_azure_key_vault.py looks.
-    expires = False
-    has_faults = True
+    # Not "expiry": its secrets may expire, but are still there then and can be deleted; tests/unit/test_azure_key_vault.py
+    # looks.
+    traits = frozenset({"fingerprints", "listed", "soft-delete", "write-answers", "faults"})
 
     def __init__(self) -> None:
         super().__init__()

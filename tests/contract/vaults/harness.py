@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, TypeVar
 
 from sandbox.faults import FaultKind
 from shared.pacing import Pacer
@@ -15,15 +15,46 @@ from shared.vault import Vault
 Operation = Literal["read", "write", "list"]
 
 
+Trait = Literal[
+    "fingerprints",  # there are some without reading values
+    "listed",  # and the listing has them
+    "compare-and-set",
+    "folders",  # names may have slashes
+    "soft-delete",  # `soft_delete` and `undelete`
+    "expiry",  # `put` takes a lifetime
+    "write-answers",  # a write is answered with something that can be cut short
+    "faults",  # `misbehave` and `unplug`
+]
+
+_Test = TypeVar("_Test", bound=Callable[..., Any])
+
+
+def needs(*traits: Trait) -> Callable[[_Test], _Test]:
+    """Run a test only on the kinds that have all of these traits."""
+
+    def mark(test: _Test) -> _Test:
+        test.__dict__["needs"] = frozenset(traits)
+        return test
+
+    return mark
+
+
+def lacks(*traits: Trait) -> Callable[[_Test], _Test]:
+    """Run a test only on the kinds that have none of these traits."""
+
+    def mark(test: _Test) -> _Test:
+        test.__dict__["lacks"] = frozenset(traits)
+        return test
+
+    return mark
+
+
 class Harness(ABC):
     """One kind on one server, empty at first. Everything but `vault` goes past the code under test."""
 
     vault: Vault
     """Opened, and never waiting between tries; what it would have waited is in `waits`."""
-    soft_deletes: ClassVar[bool] = False
-    expires: ClassVar[bool] = False
-    """Whether a version can be made to expire (`put` with a lifetime)."""
-    has_faults: ClassVar[bool] = False
+    traits: ClassVar[frozenset[Trait]]
 
     def __init__(self) -> None:
         self.waits: list[float] = []

@@ -94,10 +94,14 @@ class HashicorpHarness(Harness):
             return answer
 
 
-class _SoftDeletes(HashicorpHarness):
+class _V1(HashicorpHarness):
+    version = 1
+    traits = frozenset({"folders"})
+
+
+class _V2(HashicorpHarness):
     version = 2
-    soft_deletes = True
-    expires = True
+    traits = frozenset({"fingerprints", "compare-and-set", "folders", "soft-delete", "expiry", "write-answers"})
 
     async def soft_delete(self, name: str) -> None:
         await self._request("DELETE", f"{self._mount}/data/{quote(name)}")
@@ -116,21 +120,19 @@ class _OnReal(HashicorpHarness):
         await self._request("DELETE", f"sys/mounts/{self._mount}")
 
 
-class RealV1(_OnReal):
-    version = 1
+class RealV1(_OnReal, _V1):
+    pass
 
 
-class RealV2(_OnReal, _SoftDeletes):
+class RealV2(_OnReal, _V2):
     async def put(self, name: str, fields: Mapping[str, Any], *, lifetime: str = "") -> None:
         await super().put(name, fields, lifetime=lifetime)
-        while lifetime == "moment" and await self.look(name) is not None:
-            await asyncio.sleep(0.05)
+        if lifetime == "moment":
+            await asyncio.sleep(1.1)
 
 
 class _OnSandbox(HashicorpHarness):
     """The same on a sandbox server that lives as long as the test, counts for itself, and misbehaves when told to."""
-
-    has_faults = True
 
     def __init__(self) -> None:
         self._server = VaultSandbox()
@@ -166,11 +168,13 @@ class _OnSandbox(HashicorpHarness):
         )
 
 
-class SandboxV1(_OnSandbox):
-    version = 1
+class SandboxV1(_OnSandbox, _V1):
+    traits = _V1.traits | {"faults"}
 
 
-class SandboxV2(_OnSandbox, _SoftDeletes):
+class SandboxV2(_OnSandbox, _V2):
+    traits = _V2.traits | {"faults"}
+
     async def put(self, name: str, fields: Mapping[str, Any], *, lifetime: str = "") -> None:
         past = 60 if lifetime == "moment" else 0
         self._server.advance(-past)

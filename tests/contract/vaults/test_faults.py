@@ -12,8 +12,8 @@ from sandbox.faults import FaultKind
 from shared.errors import SyncError, Unavailable
 from shared.model import Expect, Secret
 from shared.pacing import QUICK_TRIES
-from shared.vault import FingerprintCost, Vault
-from tests.contract.vaults.harness import Harness, everything_told_by
+from shared.vault import Vault
+from tests.contract.vaults.harness import Harness, everything_told_by, needs
 
 CANARY = "canary-b5d0c1-do-not-show"
 
@@ -27,9 +27,8 @@ async def impatient(harness: Harness) -> AsyncIterator[Vault]:
     await vault.aclose()
 
 
+@needs("faults")
 async def test_a_server_that_asks_for_a_moment_is_asked_again_after_it(harness: Harness) -> None:
-    if not harness.has_faults:
-        return
     await harness.put("one", {"value": "1"})
     harness.misbehave("status", "read", status=429, retry_after=1)
     harness.misbehave("status", "write", status=429, retry_after=2)
@@ -39,9 +38,8 @@ async def test_a_server_that_asks_for_a_moment_is_asked_again_after_it(harness: 
     assert {1.0, 2.0} <= set(harness.waits)
 
 
+@needs("faults")
 async def test_a_server_that_asks_for_a_long_rest_gets_it(harness: Harness) -> None:
-    if not harness.has_faults:
-        return
     harness.misbehave("status", "write", status=429, retry_after=60)
     before = harness.calls()
     with pytest.raises(Unavailable) as caught:
@@ -53,10 +51,9 @@ async def test_a_server_that_asks_for_a_long_rest_gets_it(harness: Harness) -> N
     assert await harness.look("one") is None
 
 
+@needs("faults")
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 async def test_a_read_is_tried_a_few_times_and_then_the_vault_is_unavailable(harness: Harness, status: int) -> None:
-    if not harness.has_faults:
-        return
     await harness.put("one", {"value": "1"})
     harness.misbehave("status", "read", times=QUICK_TRIES - 1, status=status)
     assert (await harness.vault.get_secret("one")).fields == {"value": "1"}
@@ -69,10 +66,9 @@ async def test_a_read_is_tried_a_few_times_and_then_the_vault_is_unavailable(har
 READ_FAULTS: list[FaultKind] = ["timeout_before", "timeout_after", "torn_before", "torn_after", "cut_body"]
 
 
+@needs("faults")
 @pytest.mark.parametrize("kind", READ_FAULTS)
 async def test_a_read_without_an_answer_is_made_again(harness: Harness, kind: FaultKind) -> None:
-    if not harness.has_faults:
-        return
     vault = harness.connect(patient=False)
     try:
         await vault.open()
@@ -83,6 +79,7 @@ async def test_a_read_without_an_answer_is_made_again(harness: Harness, kind: Fa
         await vault.aclose()
 
 
+@needs("faults")
 @pytest.mark.parametrize(
     ("kind", "done"),
     [
@@ -96,12 +93,9 @@ async def test_a_read_without_an_answer_is_made_again(harness: Harness, kind: Fa
 async def test_a_write_without_an_answer_is_ambiguous_and_not_repeated(
     harness: Harness, impatient: Vault, kind: FaultKind, done: bool
 ) -> None:
-    if not harness.has_faults:
-        return
-    answered = harness.vault.capabilities.fingerprint is not FingerprintCost.VALUE
     await impatient.set_secret("one", Secret({"value": "1"}))
     harness.misbehave(kind, "write")
-    if kind == "cut_body" and not answered:
+    if kind == "cut_body" and "write-answers" not in harness.traits:
         # Nothing to be cut: the answer to this write has no body.
         await impatient.set_secret("one", Secret({"value": "2"}))
         return
@@ -114,9 +108,8 @@ async def test_a_write_without_an_answer_is_ambiguous_and_not_repeated(
     assert await harness.look("one") == {"value": "2" if done else "1"}
 
 
+@needs("faults")
 async def test_a_server_that_is_not_there_leaves_no_doubt(harness: Harness) -> None:
-    if not harness.has_faults:
-        return
     vault = harness.connect()
     await vault.open()
     await harness.unplug()
@@ -141,12 +134,11 @@ async def failure_of(call: Awaitable[object]) -> SyncError | None:
 FAILURES: list[FaultKind] = ["status", "torn_before", "torn_after", "cut_body", "timeout_after"]
 
 
+@needs("faults")
 @pytest.mark.parametrize("kind", FAILURES)
 async def test_no_failure_tells_a_value(
     harness: Harness, impatient: Vault, kind: FaultKind, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if not harness.has_faults:
-        return
     caplog.set_level(logging.DEBUG)
     await harness.put("one", {"value": CANARY, "list": [CANARY]})
     for status in (400, 403, 404, 500) if kind == "status" else (500,):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from shared.errors import AccessDenied, Conflict, MountNotFound, SecretNotFound, Unsupported, VaultError
 from shared.model import Entry, Expect, Secret
-from shared.vault import FingerprintCost, Vault
-from tests.contract.vaults.harness import Harness
+from shared.vault import FingerprintCost, Use, Vault
+from tests.contract.vaults.harness import Harness, lacks, needs
 
 
 async def look(vault: Vault, name: str) -> Entry:
@@ -24,9 +26,8 @@ def tells(vault: Vault) -> bool:
     return vault.capabilities.fingerprint is not FingerprintCost.VALUE
 
 
+@needs("fingerprints")
 async def test_reading_leaves_the_fingerprint_and_writing_changes_it(vault: Vault) -> None:
-    if not tells(vault):
-        return
     await vault.set_secret("one", Secret({"value": "1"}))
     first = await look(vault, "one")
     await vault.get_secret("one")
@@ -48,17 +49,15 @@ async def test_a_write_a_read_and_a_description_tell_the_same_of_a_secret(vault:
     assert await look(vault, "one") == written
 
 
+@lacks("fingerprints")
 async def test_a_vault_that_only_the_value_tells_of_has_no_fingerprint(vault: Vault) -> None:
-    if tells(vault):
-        return
     assert (await vault.set_secret("one", Secret({"value": "1"}))).fingerprint is None
     with pytest.raises(Unsupported):
         await vault.describe_secret("one")
 
 
+@needs("fingerprints")
 async def test_a_change_by_hand_shows(harness: Harness) -> None:
-    if not tells(harness.vault):
-        return
     before = await harness.vault.set_secret("one", Secret({"value": "1"}))
     await harness.put("one", {"value": "2"})
     assert (await look(harness.vault, "one")).fingerprint != before.fingerprint
@@ -140,9 +139,8 @@ async def test_wrong_credentials_are_denied(harness: Harness) -> None:
 # tombstones
 
 
+@needs("soft-delete")
 async def test_what_is_soft_deleted_is_gone_until_it_is_undeleted(harness: Harness) -> None:
-    if not harness.soft_deletes:
-        return
     vault = harness.vault
     before = await vault.set_secret("one", Secret({"value": "1"}))
     await harness.soft_delete("one")
@@ -161,9 +159,8 @@ async def test_what_is_soft_deleted_is_gone_until_it_is_undeleted(harness: Harne
     assert back.entry == await look(vault, "one")
 
 
+@needs("soft-delete")
 async def test_our_own_delete_leaves_what_can_be_undeleted(harness: Harness) -> None:
-    if not harness.soft_deletes:
-        return
     await harness.vault.set_secret("one", Secret({"value": "1"}))
     await harness.vault.delete_secret("one")
     assert await harness.look("one") is None
@@ -171,10 +168,9 @@ async def test_our_own_delete_leaves_what_can_be_undeleted(harness: Harness) -> 
     assert await harness.look("one") == {"value": "1"}
 
 
+@needs("soft-delete", "compare-and-set")
 async def test_a_tombstone_is_written_over_in_the_version_that_it_has(harness: Harness) -> None:
     vault = harness.vault
-    if not (harness.soft_deletes and vault.capabilities.compare_and_set):
-        return
     await vault.set_secret("one", Secret({"value": "1"}))
     await harness.soft_delete("one")
     tombstone = await _tombstone(vault, "one")
@@ -188,9 +184,8 @@ async def test_a_tombstone_is_written_over_in_the_version_that_it_has(harness: H
     assert await harness.look("one") == {"value": "2"}
 
 
+@needs("expiry")
 async def test_what_has_expired_is_a_tombstone_and_what_will_is_not(harness: Harness) -> None:
-    if not harness.expires:
-        return
     vault = harness.vault
     await harness.put("over", {"value": "1"}, lifetime="moment")
     await harness.put("later", {"value": "1"}, lifetime="hour")
@@ -223,10 +218,9 @@ async def _tombstone(vault: Vault, name: str) -> Entry | None:
 # conditional writes
 
 
+@needs("compare-and-set")
 async def test_a_stale_expectation_is_a_conflict_and_nothing_is_written(harness: Harness) -> None:
     vault = harness.vault
-    if not vault.capabilities.compare_and_set:
-        return
     first = await vault.set_secret("one", Secret({"value": "1"}), expect=Expect.ABSENT)
     assert first.version is not None
     second = await vault.set_secret("one", Secret({"value": "2"}), expect=first.version)
@@ -240,29 +234,24 @@ async def test_a_stale_expectation_is_a_conflict_and_nothing_is_written(harness:
     assert await look(vault, "one") == second
 
 
+@needs("compare-and-set")
 async def test_expecting_a_version_of_what_is_not_there_is_a_conflict(harness: Harness) -> None:
-    if not harness.vault.capabilities.compare_and_set:
-        return
     with pytest.raises(Conflict):
         await harness.vault.set_secret("one", Secret({"value": "1"}), expect="3")
     assert await harness.look("one") is None
 
 
+@needs("compare-and-set")
 async def test_exactly_the_expected_version_is_deleted(harness: Harness) -> None:
     vault = harness.vault
-    if not vault.capabilities.compare_and_set:
-        return
     first = await vault.set_secret("one", Secret({"value": "1"}))
     assert first.version is not None
     await vault.delete_secret("one", expect=first.version)
     assert await harness.look("one") is None
 
 
+@needs("compare-and-set")
 async def test_only_the_first_of_many_writers_creates(vault: Vault) -> None:
-    import asyncio
-
-    if not vault.capabilities.compare_and_set:
-        return
     tries = await asyncio.gather(
         *(vault.set_secret("one", Secret({"value": str(number)}), expect=Expect.ABSENT) for number in range(8)),
         return_exceptions=True,
@@ -270,10 +259,9 @@ async def test_only_the_first_of_many_writers_creates(vault: Vault) -> None:
     assert sorted(type(each).__name__ for each in tries) == ["Conflict"] * 7 + ["Entry"]
 
 
+@lacks("compare-and-set")
 async def test_a_vault_that_can_not_compare_says_so_before_it_writes(harness: Harness) -> None:
     vault = harness.vault
-    if vault.capabilities.compare_and_set:
-        return
     before = harness.calls()
     for expect in ("1", Expect.ABSENT):
         with pytest.raises(Unsupported):
@@ -283,22 +271,17 @@ async def test_a_vault_that_can_not_compare_says_so_before_it_writes(harness: Ha
     assert harness.calls() == before
 
 
-async def test_what_the_vault_can_not_do_is_unsupported(harness: Harness) -> None:
-    vault = harness.vault
-    if not vault.capabilities.write:
-        with pytest.raises(Unsupported):
-            await vault.set_secret("one", Secret({"value": "1"}))
-    if not vault.capabilities.delete:
-        with pytest.raises(Unsupported):
-            await vault.delete_secret("one")
-    if vault.capabilities.fingerprint is FingerprintCost.VALUE:
-        with pytest.raises(Unsupported):
-            await vault.describe_secret("one")
+async def test_the_suite_knows_what_the_vault_can_do(harness: Harness) -> None:
+    can = harness.vault.capabilities
+    assert can.write
+    assert can.delete
+    assert can.compare_and_set == ("compare-and-set" in harness.traits)
+    assert (can.fingerprint is not FingerprintCost.VALUE) == ("fingerprints" in harness.traits)
+    assert (can.fingerprint is FingerprintCost.LISTED) == ("listed" in harness.traits)
+    assert (can.names.fit("a/b") == "a/b") == ("folders" in harness.traits)
 
 
 async def test_check_finds_all_well_and_writes_nothing(harness: Harness) -> None:
-    from shared.vault import Use
-
     findings = await harness.vault.check([Use("", write=True, delete=True)])
     assert findings
     assert [finding for finding in findings if not finding.ok] == []

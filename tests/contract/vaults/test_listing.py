@@ -6,16 +6,12 @@ import pytest
 
 from shared.errors import Unavailable
 from shared.model import Secret
-from shared.vault import FingerprintCost, Vault
-from tests.contract.vaults.harness import Harness
+from shared.vault import Vault
+from tests.contract.vaults.harness import Harness, needs
 
 
 async def names(vault: Vault, prefix: str = "") -> list[str]:
     return sorted([entry.name async for entry in vault.list_secrets(prefix)])
-
-
-def folders(vault: Vault) -> bool:
-    return vault.capabilities.names.fit("a/b") == "a/b"
 
 
 async def test_an_empty_vault_lists_nothing(vault: Vault) -> None:
@@ -40,9 +36,8 @@ async def test_what_is_listed_can_be_read_and_the_other_way_round(vault: Vault) 
         assert (got.entry.name, got.entry.live) == (name, True)
 
 
+@needs("folders")
 async def test_a_prefix_is_a_folder_and_not_the_start_of_a_word(vault: Vault) -> None:
-    if not folders(vault):
-        return
     for name in ("apps", "apps/a", "apps/a/b", "apps/b/c/d", "appsx/e", "other/apps/f"):
         await vault.set_secret(name, Secret({"value": "x"}))
     assert await names(vault, "apps/") == ["apps/a", "apps/a/b", "apps/b/c/d"]
@@ -61,17 +56,15 @@ async def test_a_listing_can_be_left_early(vault: Vault) -> None:
     assert len(await names(vault)) == 5
 
 
+@needs("listed")
 async def test_listed_fingerprints_are_those_of_a_description(vault: Vault) -> None:
-    if vault.capabilities.fingerprint is not FingerprintCost.LISTED:
-        return
     await vault.set_secret("one", Secret({"value": "x"}))
     assert [await vault.describe_secret("one")] == [entry async for entry in vault.list_secrets()]
 
 
+@needs("faults")
 @pytest.mark.parametrize("kind", ["status", "torn_before", "cut_body", "torn_after"])
 async def test_half_a_listing_raises(harness: Harness, kind: str) -> None:
-    if not harness.has_faults:
-        return
     vault = harness.vault
     for number in range(60):
         await harness.put(vault.capabilities.names.fit(f"folder{number % 3}/n{number}"), {"value": "x"})
@@ -80,9 +73,8 @@ async def test_half_a_listing_raises(harness: Harness, kind: str) -> None:
         await names(vault)
 
 
+@needs("faults")
 async def test_a_listing_that_stumbles_is_complete_all_the_same(harness: Harness) -> None:
-    if not harness.has_faults:
-        return
     vault = harness.vault
     written = sorted(vault.capabilities.names.fit(f"folder{number % 3}/n{number}") for number in range(60))
     for name in written:

@@ -746,6 +746,27 @@ async def test_one_connection_and_one_token_serve_many_calls(server: KeyVaultSer
     assert server.calls == {"challenge": 1, "set": 5}
 
 
+async def test_many_first_calls_sign_in_once(
+    server: KeyVaultServer, vault: KeyVault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with ManagedIdentityServer(server.authority) as identity:
+        for name, setting in identity.environment.items():
+            monkeypatch.setenv(name, setting)
+        for number in range(10):
+            server.put(f"s{number}", "x")
+        await asyncio.gather(*(vault.get_secret(f"s{number}") for number in range(10)))
+        assert identity.calls["token"] == 1
+
+
+async def test_a_token_that_has_ended_is_replaced(server: KeyVaultServer, vault: KeyVault) -> None:
+    server.put("db", "one")
+    server.authority.lifetime = 0
+    with pytest.raises(AccessDenied):
+        await vault.get_secret("db")
+    server.authority.lifetime = 600
+    assert (await vault.get_secret("db")).fields == {"value": "one"}
+
+
 async def test_a_service_principal_signs_in_and_a_wrong_secret_is_said(
     server: KeyVaultServer, tmp_path: Path, patience: Patience
 ) -> None:

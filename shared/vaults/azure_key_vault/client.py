@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
+import time
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import AccessDenied, ConfigError
@@ -16,12 +18,15 @@ from shared.vaults.azure_key_vault.settings import (
 
 if TYPE_CHECKING:
     import aiohttp
+    from azure.core.credentials import AccessToken, AccessTokenInfo, TokenRequestOptions
     from azure.core.credentials_async import AsyncTokenCredential
     from azure.core.pipeline.transport import AioHttpTransport
     from azure.keyvault.secrets.aio import SecretClient
 
 _CONNECT_TIMEOUT = 10
 """Seconds."""
+_FRESH = 300
+"""Seconds that a token must still be good for; azure-identity's own measure."""
 
 
 class Client:
@@ -77,7 +82,7 @@ class Client:
 
     def _signed_in_by(self, transport: AioHttpTransport) -> AsyncTokenCredential:
         try:
-            return _credential(self._settings, transport)
+            return OneSignIn(_credential(self._settings, transport))
         except ValueError:
             pass
         raise AccessDenied(
@@ -92,6 +97,48 @@ class Client:
             await self._credential.close()
         if self._session is not None:
             await self._session.close()
+
+
+class OneSignIn:
+    """A credential that many may ask at once while it signs in once.
+
+    The first calls to a vault all begin without a token; behind the default credential may be the Azure CLI, which
+    takes a process and a second each time.
+    """
+
+    def __init__(self, credential: Any) -> None:
+        self._credential = credential
+        self._one = asyncio.Lock()
+        self._tokens: dict[tuple[tuple[str, ...], str | None], AccessTokenInfo] = {}
+
+    async def get_token_info(self, *scopes: str, options: TokenRequestOptions | None = None) -> AccessTokenInfo:
+        wanted = scopes, (options or {}).get("tenant_id")
+        async with self._one:
+            token = self._tokens.get(wanted)
+            # Claims are what the vault asks for beyond the token it was shown.
+            if token is None or _stale(token) or (options or {}).get("claims"):
+                token = await self._credential.get_token_info(*scopes, options=options)
+                self._tokens[wanted] = token
+            return token
+
+    async def get_token(self, *scopes: str, **options: Any) -> AccessToken:
+        """The older way to ask, which the protocol wants and the SDK does not use when it finds the other."""
+        token: AccessToken = await self._credential.get_token(*scopes, **options)
+        return token
+
+    async def close(self) -> None:
+        await self._credential.close()
+
+    async def __aenter__(self) -> OneSignIn:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        await self.close()
+
+
+def _stale(token: AccessTokenInfo) -> bool:
+    now = time.time()
+    return token.expires_on - now < _FRESH or (token.refresh_on is not None and token.refresh_on <= now)
 
 
 def _trusting(vault_id: str, ca_bundle: str | None) -> ssl.SSLContext | None:

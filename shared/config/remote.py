@@ -94,6 +94,10 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def _download_patiently(url: str, env: Mapping[str, str]) -> bytes:
+    # Loaded before any clock runs: on a cold machine that alone can take seconds.
+    import azure.identity.aio
+    import azure.storage.blob.aio  # noqa: F401
+
     for wait in (*_WAITS, None):
         try:
             async with asyncio.timeout(_ONE_TRY):
@@ -112,15 +116,18 @@ async def _download(url: str, env: Mapping[str, str]) -> bytes:
     from azure.identity.aio import DefaultAzureCredential
     from azure.storage.blob.aio import BlobClient
 
-    if "sig" in parse_qs(urlsplit(url).query):
-        async with BlobClient.from_blob_url(url, **_TIMEOUTS) as blob:
-            return await _content(blob)
-    client_id = env.get(f"{SETTING}__clientId") or None
-    async with (
-        DefaultAzureCredential(managed_identity_client_id=client_id) as identity,
-        BlobClient.from_blob_url(url, credential=identity, **_TIMEOUTS) as blob,
-    ):
-        return await _content(blob)
+    async with contextlib.AsyncExitStack() as stack:
+        identity: DefaultAzureCredential | None = None
+        if "sig" not in parse_qs(urlsplit(url).query):
+            client_id = env.get(f"{SETTING}__clientId") or None
+            identity = await stack.enter_async_context(DefaultAzureCredential(managed_identity_client_id=client_id))
+        try:
+            blob = BlobClient.from_blob_url(url, credential=identity, **_TIMEOUTS)
+        except ValueError:
+            failed = _Failed("this is not the address of a blob", transient=False)
+        else:
+            return await _content(await stack.enter_async_context(blob))
+    raise failed
 
 
 async def _content(blob: BlobClient) -> bytes:
@@ -137,21 +144,19 @@ async def _content(blob: BlobClient) -> bytes:
         return await download.readall()
     except ResourceNotFoundError:
         failed = _Failed("there is no such blob (404)", transient=False)
-    except ClientAuthenticationError as error:
-        # Without an answer's status no credential could be had; a managed identity may just not be ready yet.
-        failed = _Failed("the app's identity was not accepted", transient=error.status_code is None)
     except HttpResponseError as error:
         status = error.status_code
         if status == 416:
             return b""  # No byte of an empty blob can be asked for.
         if status == 403:
-            failed = _Failed("the app's identity needs the role Storage Blob Data Reader there (403)", transient=False)
+            failed = _Failed("refused (403): the app's identity needs Storage Blob Data Reader there", transient=False)
+        elif isinstance(error, ClientAuthenticationError):
+            # Without an answer no credential could be had; a managed identity may just not be ready yet.
+            failed = _Failed("the app's identity was not accepted", transient=status is None)
         else:
-            failed = _Failed(f"HTTP {status}", transient=status is None or status == 429 or status >= 500)
+            failed = _Failed(f"HTTP {status}", transient=status is None or status in (408, 429) or status >= 500)
     except AzureError as error:
         failed = _Failed(f"no answer ({type(error).__name__})", transient=True)
-    except ValueError:
-        failed = _Failed("this is not the address of a blob", transient=False)
     raise failed
 
 

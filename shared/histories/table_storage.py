@@ -188,15 +188,18 @@ class TableStore(Store):
 
     async def _shrink(self, partition: str, entities: Sequence[Entity]) -> None:
         """Move paths out into rows of their own, written beforehand, until the transaction is small enough."""
-        total = sum(size(entity) for entity in entities)
+        total, moved = sum(size(entity) for entity in entities), list[Entity]()
         for entity in sorted(entities, key=size, reverse=True):
             if total <= MAX_BYTES:
-                return
+                break
             paths = {name: entity.pop(name) for name in list(entity) if name.startswith("paths")}
             entity["paths_at"] = f"b|{random.token_hex(16)}"
-            moved = {"PartitionKey": partition, "RowKey": entity["paths_at"]} | paths
-            await self._tables.transact(self._chunks, [("upsert", moved, {"mode": "replace"})])
+            moved.append({"PartitionKey": partition, "RowKey": entity["paths_at"]} | paths)
             total -= size(paths)
+        writes = batches((None, [("upsert", entity, {"mode": "replace"})]) for entity in moved)
+        await asyncio.gather(
+            *(self._tables.transact(self._chunks, [op for _, ops in batch for op in ops]) for batch in writes)
+        )
 
     async def list_progress(self, run_id: str) -> list[Progress]:
         entities = await self._tables.range(self._chunks, key(run_id), "g|", after("g|"))

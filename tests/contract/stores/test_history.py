@@ -190,8 +190,7 @@ async def test_a_row_that_was_put_in_is_found(store: Store, behind: Behind, cloc
     third = (await history(store))[2]
     forged = replace(third, id=f"{third.id}x", error="was never so")
     await behind.insert(history_columns(forged))
-    (broken,) = (await store.verify_history(SYNC)).broken
-    assert "was put in" in broken.detail
+    assert any("was put in" in broken.detail for broken in (await store.verify_history(SYNC)).broken)
 
 
 async def test_a_row_that_took_anothers_place_is_found(store: Store, behind: Behind, clock: Clock) -> None:

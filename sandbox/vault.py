@@ -43,6 +43,11 @@ _BAD_TOKEN = "2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n"
 _UNSUPPORTED = "1 error occurred:\n\t* unsupported operation\n\n"
 _UNSUPPORTED_PATH = "1 error occurred:\n\t* unsupported path\n\n"
 _OPERATIONS = {"GET": "read", "LIST": "list", "POST": "update", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
+_BUILT_IN: dict[str, tuple[str, list[str] | None]] = {
+    "cubbyhole/": ("per-token private secret storage", None),
+    "identity/": ("identity store", ["Authorization"]),
+    "sys/": ("system endpoints used for control, policy and debugging", ["Accept"]),
+}
 _UNCLEAN = re.compile(r"//|/\.\.?(/|$)")
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -252,7 +257,7 @@ class VaultSandbox(SandboxServer):
     # What the common ground asks for.
 
     def add_routes(self, app: web.Application) -> None:
-        app.router.add_route("*", "/{path:.*}", self._serve)
+        app.router.add_route("*", r"/{path:[\s\S]*}", self._serve)
 
     async def close(self) -> None:
         await super().close()
@@ -310,7 +315,10 @@ class VaultSandbox(SandboxServer):
             clean = posixpath.normpath("/" + raw_path.lstrip("/")) + ("/" if raw_path.endswith("/") else "")
             location = clean + (f"?{query}" if query else "")
             page = f'<a href="{location}">Temporary Redirect</a>.\n\n' if request.method == "GET" else ""
-            return web.Response(status=307, headers={"Location": location}, text=page, content_type="text/html")
+            headers = {"Location": location, "Content-Type": "text/html; charset=utf-8"}
+            if not page:
+                del headers["Content-Type"]
+            return web.Response(status=307, headers=headers, body=page.encode())
         path = unquote(raw_path)
         if not path.removeprefix("/v1/").isprintable():
             return web.Response(status=400)
@@ -360,11 +368,13 @@ class VaultSandbox(SandboxServer):
             answer = act()
         except DeletedVersion:
             await self._log(
-                call, "response", _Answer({"http_content_type": "application/json", "http_status_code": 404})
+                call,
+                "response",
+                _Answer({"http_content_type": "application/json", "http_raw_body": "", "http_status_code": 404}),
             )
             raise
         except VaultError as error:
-            if error.errors and call.path.startswith("auth/"):
+            if error.errors and call.path.startswith(("auth/", "sys/audit-hash/")):
                 await self._log(call, "response", _Answer({"error": error.errors[0]}))
             elif error.errors:
                 wording = "unsupported path" if error.status == 404 else "invalid request"
@@ -465,11 +475,11 @@ class VaultSandbox(SandboxServer):
             case "metadata", "delete":
                 engine.delete_metadata(path)
             case "delete", "update":
-                engine.soft_delete(path, _versions(call.data), by=_actor(call.token, "delete"))
+                engine.soft_delete(path, _versions(call.data), by=_actor(call.token, call.operation))
             case "undelete", "update":
                 engine.undelete(path, _versions(call.data), by=by)
             case "destroy", "update":
-                engine.destroy(path, _versions(call.data))
+                engine.destroy(path, _versions(call.data, none="no version number provided"))
             case "config", "read" if not path:
                 return _Answer(engine.config(), mount_type="kv")
             case "config", "update" if not path:
@@ -543,12 +553,17 @@ class VaultSandbox(SandboxServer):
 
     def _describe(self, path: str, *, lease: int = 0) -> dict[str, Any]:
         mount = self.mounts.get(path)
+        description, headers = _BUILT_IN.get(path, ("", None))
         config = {"default_lease_ttl": lease, "force_no_cache": False, "max_lease_ttl": lease}
         return {
             "accessor": mount.accessor if mount else f"{path[:-1]}_{self._cluster[:8]}",
-            "config": {**config, **(mount.tuning if mount else {})},
+            "config": {
+                **config,
+                **({"passthrough_request_headers": headers} if headers else {}),
+                **(mount.tuning if mount else {}),
+            },
             **({"deprecation_status": "supported"} if mount else {}),
-            "description": mount.description if mount else "",
+            "description": mount.description if mount else description,
             "external_entropy_access": False,
             "local": path == "cubbyhole/",
             "options": {"version": str(mount.version)} if mount else None,
@@ -663,7 +678,9 @@ class VaultSandbox(SandboxServer):
                 return self._write_policy(name, call.data, legacy=legacy)
             case "delete":
                 if lower in ("default", "root"):
-                    raise VaultError(400, f"cannot delete {lower} policy")
+                    raise VaultError(
+                        400, 'cannot delete "root" policy' if lower == "root" else "cannot delete default policy"
+                    )
                 self.policies.pop(lower, None)
                 self._rules.pop(lower, None)
                 return _Answer(status=204)
@@ -823,7 +840,7 @@ class VaultSandbox(SandboxServer):
             "remote_port": call.remote[1],
         }
         entry: dict[str, Any] = {
-            **({"auth": self._auth_fields(token, error)} if token else {}),
+            **({"auth": self._auth_fields(token, refused=error == _DENIED)} if token else {}),
             **({"error": error} if error else {}),
             "request": request,
             "time": rfc3339(self.now()),
@@ -833,11 +850,13 @@ class VaultSandbox(SandboxServer):
                 tuning.get("audit_non_hmac_response_keys", ()),
             ),
         }
-        if answer is not None and (answer.data is not None or answer.auth is not None):
+        if answer is not None and answer.status != 204:
             entry["response"] = {
-                **({"auth": answer.auth} if answer.auth else {}),
+                **({"auth": self._granted(answer.auth)} if answer.auth else {}),
                 **({"data": answer.data} if answer.data is not None else {}),
                 **mount,
+                **({"secret": {}} if answer.lease else {}),
+                **({"warnings": answer.warnings} if answer.warnings else {}),
             }
         await self.audit.log(entry)
 
@@ -862,17 +881,23 @@ class VaultSandbox(SandboxServer):
         }
         return {**fields, "mount_type": kind}, found[1].tuning if found else {}
 
+    def _granted(self, auth: dict[str, Any]) -> dict[str, Any]:
+        token = self.tokens.find(auth["client_token"])
+        fields = self._auth_fields(token, refused=False) if token else {}
+        return {key: each for key, each in fields.items() if key not in ("policy_results", "token_issue_time")}
+
     @staticmethod
-    def _auth_fields(token: Token, error: str) -> dict[str, Any]:
+    def _auth_fields(token: Token, *, refused: bool) -> dict[str, Any]:
         granting = [{"type": ""}, *({"name": each, "namespace_id": "root", "type": "acl"} for each in token.policies)]
         return {
             "accessor": token.accessor,
             "client_token": token.id,
             "display_name": token.display_name,
             "policies": token.policies,
-            "policy_results": {"allowed": False} if error else {"allowed": True, "granting_policies": granting},
+            "policy_results": {"allowed": False} if refused else {"allowed": True, "granting_policies": granting},
             "token_policies": token.policies,
             "token_issue_time": rfc3339(token.created // _SECOND * _SECOND),
+            **({"token_ttl": token.ttl} if token.ttl else {}),
             "token_type": "service",
         }
 
@@ -905,7 +930,13 @@ async def _parse(request: web.Request, path: str) -> _Call:
             needed = "PATCH requires Content-Type of application/merge-patch+json, provided"
             raise VaultError(415, f"{needed} {request.headers.get('Content-Type', '')}")
         body = await request.read()
-        data = (loads(body) if body.strip() else {}) or {}
+        try:
+            data = loads(body) if body.strip() else None
+        except BadJSON as error:
+            if body.lstrip().startswith(b"{"):
+                raise
+            raise VaultError(400, f"error parsing JSON: failed to parse JSON input: {error}") from None
+        data = {} if data is None else data
         if not isinstance(data, dict):
             kind = "array" if isinstance(data, list) else "string"
             reason = f"json: cannot unmarshal {kind} into Go value of type map[string]interface {{}}"
@@ -970,10 +1001,10 @@ def _version(query: dict[str, str]) -> int:
     return found
 
 
-def _versions(data: dict[str, Any]) -> list[int]:
+def _versions(data: dict[str, Any], *, none: str = "No version number provided") -> list[int]:
     found = [number(each) for each in names(data.get("versions"))]
     if not found:
-        raise VaultError(400, "No version number provided")
+        raise VaultError(400, none)
     if None in found:
         raise VaultError(400, 'Field validation failed: error converting input for field "versions": invalid syntax')
     return [each for each in found if each is not None]

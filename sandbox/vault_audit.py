@@ -18,7 +18,15 @@ from typing import Any
 from sandbox.vault_json import Float, dumps
 from sandbox.vault_kv import VaultError, parse_duration
 
-_CLEAR_AUTH = ("display_name", "policies", "policy_results", "token_policies", "token_issue_time", "token_type")
+_CLEAR_AUTH = (
+    "display_name",
+    "policies",
+    "policy_results",
+    "token_policies",
+    "token_issue_time",
+    "token_ttl",
+    "token_type",
+)
 
 
 class AuditFailed(Exception):

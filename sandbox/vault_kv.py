@@ -225,9 +225,9 @@ class KvV2:
         """Take the mark away again; a destroyed version stays destroyed."""
         key = self.keys.get(path)
         for each in self._pick(key, versions):
+            self._touch(key, by)
             if not each.destroyed:
                 each.deletion, each.deleted_by = None, None
-                self._touch(key, by)
 
     def destroy(self, path: str, versions: list[int]) -> None:
         """Remove these versions' data for good; their numbers stay."""
@@ -271,7 +271,6 @@ class KvV2:
         key = self.keys.get(path) or self._new_key(path, self._clock())
         for name, value in changes.items():
             setattr(key, name, value)
-        self._trim(key)
 
     def patch_metadata(self, path: str, settings: dict[str, Any]) -> None:
         """Like write_metadata on what is there, custom metadata merged. Raises a bare 404."""

@@ -133,7 +133,8 @@ class PathWork:
     async def run(self, op: Op, before: ObjectState, state: ObjectState, *, cleanup: bool) -> Settled | Later:
         """Settle one path. `before` is its row as it was, `state` as it is claimed. Raises only what is no VaultError."""
         # Somebody began with this path and never reported: what the target holds is anybody's guess.
-        certain = self.attempt == 0 and before.status is not ObjectStatus.PENDING and op is not Op.REPAIR
+        begun = before.revision is not None and before.status is ObjectStatus.PENDING
+        certain = self.attempt == 0 and not begun and op is not Op.REPAIR
         last: VaultError | None = None
         for _ in range(ROUNDS):
             draft = _Draft(

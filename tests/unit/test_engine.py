@@ -51,6 +51,8 @@ async def test_a_first_sync_carries_everything_over(w: World, source: MemoryVaul
     assert counts(run) == {"planned": 2, "written": 2}
     assert target.values() == source.values()
     assert await w.history() == ["create", "create"]
+    assert source.calls == {"list": 1, "get": 2}
+    assert target.calls == {"list": 1, "set": 2}
 
 
 async def test_an_unchanged_second_sync_writes_nothing_and_adds_no_history(

@@ -281,8 +281,17 @@ class LazyApp:
     def __init__(self, env: Mapping[str, str], *, origin: str | None = None) -> None:
         """`origin` is where the configuration is; None: where the environment says, or the usual places."""
         self.env = env
-        self._origin = origin
+        self.origin = origin
         self._apps: dict[asyncio.AbstractEventLoop, asyncio.Task[App]] = {}
+        self._logs = False
+
+    def start_logging(self) -> None:
+        """Hand our log lines to the host, from the first invocation on."""
+        if not self._logs:
+            from shared.logs import log_to_host
+
+            log_to_host(self.env)
+            self._logs = True
 
     async def get(self) -> App:
         """The app, opened. Raises ConfigError and StoreError; a failure is not remembered."""
@@ -298,7 +307,7 @@ class LazyApp:
     async def _open(self) -> App:
         from shared.config import find_config, load
 
-        config = await asyncio.to_thread(lambda: load(find_config(self._origin, self.env), self.env))
+        config = await asyncio.to_thread(lambda: load(find_config(self.origin, self.env), self.env))
         for warning in config.warnings:
             log.warning("%s", warning)
         app = App(config, self.env)

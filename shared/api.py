@@ -1,0 +1,477 @@
+"""HTTP requests → answers: version 1 of the HTTP interface, free of any host.
+
+`ROUTES` says what there is; `answer` deals with one request to a route. Whoever hosts them matches routes and methods and
+checks keys. function_app.py imports this module, so pydantic, the engine and the SDKs are imported when they are used.
+
+Errors are problem+json (https://www.rfc-editor.org/rfc/rfc9457). None of them repeats a request's body.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, date, datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from shared.errors import ConfigError, Refused, StoreError, SyncError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from shared.app import App
+    from shared.model import Run, Sync
+
+log = logging.getLogger("vaultferry.api")
+
+MAX_BODY = 64 * 1024
+"""Bytes of a request: these take a few options each."""
+MAX_LIMIT = 1000
+RETRY_AFTER = "5"
+"""Seconds, for a store that failed."""
+PLANS_SEARCHED = 2000
+"""Runs that are looked through for the newest plan."""
+
+JSON_TYPE = "application/json"
+PROBLEM_TYPE = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`route_params` and `params` (the query's) are decoded; names in `headers` are in lower case."""
+
+    path: str
+    method: str = "GET"
+    route_params: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    status: int
+    body: bytes
+    headers: Mapping[str, str]
+
+
+class Apps(Protocol):
+    """Where a handler gets the app from."""
+
+    async def get(self) -> App:
+        """Raises ConfigError and StoreError when there is none."""
+        ...
+
+
+Handler: TypeAlias = Callable[[Apps, Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    name: str
+    method: str
+    template: str
+    """Without a slash in front; `{name}` stands for one segment."""
+    handler: Handler
+    needs_key: bool = True
+
+
+class Problem(Exception):
+    """What a request is answered with when it can not be granted."""
+
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = headers or {}
+
+
+async def answer(route: Route, apps: Apps, request: Request) -> Response:
+    """Deal with a request to a route. Whatever goes wrong becomes an answer."""
+    try:
+        _check_method(route, request)
+        return await route.handler(apps, request)
+    except Problem as error:
+        problem = error
+    except Refused as error:
+        problem = Problem(404 if error.unknown else 409, str(error))
+    except ConfigError as error:
+        problem = Problem(503, f"the configuration can not be used: {error}")
+    except StoreError as error:
+        log.error("%s %s: %s", request.method, request.path, error)  # noqa: TRY400 - its message tells all
+        problem = Problem(503, str(error), {"Retry-After": RETRY_AFTER})
+    except SyncError as error:
+        log.error("%s %s: %s", request.method, request.path, error)  # noqa: TRY400
+        problem = Problem(500, str(error))
+    except Exception as error:  # noqa: BLE001 - the caller gets an answer, the log says which error it was
+        from shared.queue_loop import describe
+
+        log.error("%s %s failed: %s", request.method, request.path, describe(error))  # noqa: TRY400
+        problem = Problem(500, "an unexpected error; the log says more")
+    return problem_response(problem, request)
+
+
+def _check_method(route: Route, request: Request) -> None:
+    if request.method != route.method and (request.method, route.method) != ("HEAD", "GET"):
+        allowed = ", ".join(sorted(other.method for other in ROUTES if other.template == route.template))
+        raise Problem(405, f"{request.path} takes {allowed}", {"Allow": allowed})
+
+
+# --- answers ------------------------------------------------------------------------------------------------------
+
+
+def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
+    return Response(status, body, {"Content-Type": JSON_TYPE, "Cache-Control": "no-store", **(headers or {})})
+
+
+def problem_response(problem: Problem, request: Request) -> Response:
+    content = {
+        "type": "about:blank",
+        "title": HTTPStatus(problem.status).phrase,
+        "status": problem.status,
+        "detail": problem.detail,
+        "instance": request.path,
+    }
+    return json_response(content, problem.status, {"Content-Type": PROBLEM_TYPE, **problem.headers})
+
+
+def run_json(run: Run) -> dict[str, Any]:
+    """A run as the interface shows it: the columns of `syncs_run`."""
+    from shared.model import iso
+
+    return {
+        "run_id": run.run_id,
+        "sync_id": run.sync_id,
+        "trigger": run.trigger,
+        "dry_run": run.dry_run,
+        "status": str(run.status),
+        "created_at": iso(run.created_at),
+        "started_at": iso(run.started_at),
+        "finished_at": iso(run.finished_at),
+        "planned": run.planned,
+        "written": run.written,
+        "unchanged": run.unchanged,
+        "deleted": run.deleted,
+        "failed": run.failed,
+        "conflicts": run.conflicts,
+        "drifted": run.drifted,
+        "error": run.error,
+        "calls": dict(run.calls),
+    }
+
+
+def _begun(run: Run) -> Response:
+    content = {"run_id": run.run_id, "sync_id": run.sync_id, "status": str(run.status)}
+    return json_response(content, 202, {"Location": f"/runs/{run.run_id}"})
+
+
+# --- requests -----------------------------------------------------------------------------------------------------
+
+
+def _body(request: Request, model: str) -> Any:
+    """The body as the model of that name in `bodies`. No body is an empty one. Raises Problem."""
+    if len(request.body) > MAX_BODY:
+        raise Problem(413, f"the body has more than {MAX_BODY} bytes")
+    from pydantic import ValidationError
+
+    from shared import bodies
+    from shared.config.explain import explain
+    from shared.config.problems import dotted
+
+    wanted: type[BaseModel] = getattr(bodies, model)
+    content = _object(request.body)
+    try:
+        return wanted.model_validate(content)
+    except ValidationError as error:
+        found = explain(error, wanted, content)
+    told = (f"{dotted(place)}: {message}" + (f" ({hint})" if hint else "") for place, message, hint in found)
+    raise Problem(400, "; ".join(told))
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    if not body.strip():
+        return {}
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        # Raised here, where no JSON error that quotes the body is being handled.
+        raise Problem(400, "the body must be a JSON object, or empty")
+    return content
+
+
+def _unknown(what: str, given: str, known: tuple[str, ...]) -> Problem:
+    from shared.config.problems import closest, listed, presentable
+
+    shown = f"'{given}' is no {what}" if presentable(given) else f"there is no such {what}"
+    return Problem(400, f"{shown}; {closest(given, known) or f'there are: {listed(known)}'}")
+
+
+async def _sync(apps: Apps, request: Request) -> tuple[App, Sync]:
+    app = await apps.get()
+    sync_id = request.route_params.get("id", "")
+    sync = app.config.syncs.get(sync_id)
+    if sync is None:
+        from shared.config.problems import closest
+
+        hint = closest(sync_id, app.config.syncs) or "GET /syncs lists them"
+        raise Problem(404, f"there is no sync {sync_id[:100]!r} in the configuration; {hint}")
+    return app, sync
+
+
+# --- syncs --------------------------------------------------------------------------------------------------------
+
+
+async def list_syncs(apps: Apps, request: Request) -> Response:
+    app = await apps.get()
+    items = [await _sync_json(app, sync) for sync in app.config.syncs.values()]
+    return json_response({"items": items, "next_cursor": None})
+
+
+async def get_sync(apps: Apps, request: Request) -> Response:
+    return json_response(await _sync_json(*await _sync(apps, request)))
+
+
+async def _sync_json(app: App, sync: Sync) -> dict[str, Any]:
+    control = await app.store.get_control(sync.id)
+    settings = asdict(sync)
+    settings.pop("id")
+    return {
+        "sync_id": sync.id,
+        "paused": control.paused,
+        "next_run": _next_run(app, sync, control.paused),
+        **settings,
+    }
+
+
+def _next_run(app: App, sync: Sync, paused: bool) -> str | None:
+    from shared.model import iso
+    from shared.timer_loop import next_tick
+
+    if sync.schedule is None or not sync.enabled or paused:
+        return None
+    return iso(next_tick(sync.schedule, app.clock()))
+
+
+async def sync_status(apps: Apps, request: Request) -> Response:
+    from shared.model import ObjectStatus
+
+    app, sync = await _sync(apps, request)
+    control = await app.store.get_control(sync.id)
+    last: Run | None = None
+    for run_id in (control.active_run, control.last_run):
+        if run_id is not None and await app.store.get_run(run_id) is not None:
+            last = await app.engine.runs.view(run_id)
+            break
+    counts = await app.store.count_objects(sync.id)
+    shown = (
+        ObjectStatus.IN_SYNC,
+        ObjectStatus.PENDING,
+        ObjectStatus.FAILED,
+        ObjectStatus.CONFLICT,
+        ObjectStatus.SKIPPED,
+    )
+    return json_response(
+        {
+            "sync_id": sync.id,
+            "type": sync.type,
+            "enabled": sync.enabled,
+            "paused": control.paused,
+            "schedule": sync.schedule,
+            "next_run": _next_run(app, sync, control.paused),
+            "last_run": None if last is None else run_json(last),
+            "objects": {str(status): counts.get(status, 0) for status in shown},
+        }
+    )
+
+
+async def execute_sync(apps: Apps, request: Request) -> Response:
+    asked = _body(request, "Execute")
+    app, sync = await _sync(apps, request)
+    run = await app.engine.runs.start(
+        sync.id, trigger="manual", dry_run=asked.dry_run, allow_deletes=asked.allow_deletes
+    )
+    return _begun(run)
+
+
+async def make_plan(apps: Apps, request: Request) -> Response:
+    _body(request, "Nothing")
+    app, sync = await _sync(apps, request)
+    return _begun(await app.engine.runs.start(sync.id, trigger="manual", dry_run=True))
+
+
+async def get_plan(apps: Apps, request: Request) -> Response:
+    from shared.engine.document import read_plan
+
+    app, sync = await _sync(apps, request)
+    cursor: str | None = None
+    for _ in range(PLANS_SEARCHED // 100):
+        page = await app.store.list_runs(sync.id, limit=100, cursor=cursor)
+        for run in page.items:
+            if run.dry_run and not run.status.active and (plan := await read_plan(app.store, run.run_id)):
+                known = run_json(run)
+                about = {key: known[key] for key in ("status", "created_at", "finished_at", "error")}
+                return json_response({**about, **plan})
+        cursor = page.cursor
+        if cursor is None:
+            break
+    raise Problem(404, f"sync {sync.id!r} has no finished plan; POST /syncs/{sync.id}/plan makes one")
+
+
+async def pause_sync(apps: Apps, request: Request) -> Response:
+    return await _set_paused(apps, request, True)
+
+
+async def resume_sync(apps: Apps, request: Request) -> Response:
+    return await _set_paused(apps, request, False)
+
+
+async def _set_paused(apps: Apps, request: Request, paused: bool) -> Response:
+    _body(request, "Nothing")
+    app, sync = await _sync(apps, request)
+    control = await app.engine.runs.pause(sync.id, paused)
+    return json_response({"sync_id": sync.id, "paused": control.paused})
+
+
+async def replay_sync(apps: Apps, request: Request) -> Response:
+    asked = _body(request, "Replay")
+    app, sync = await _sync(apps, request)
+    return _begun(await app.engine.runs.replay(sync.id, asked.path))
+
+
+# --- history ------------------------------------------------------------------------------------------------------
+
+
+async def sync_history(apps: Apps, request: Request) -> Response:
+    from shared.history import history_columns
+    from shared.model import ObjectStatus
+
+    known = ("path", "status", "since", "limit", "cursor")
+    for name in request.params:
+        if name not in (*known, "code", "clientId"):
+            raise _unknown("query parameter", name, known)
+    given = {name: value for name, value in request.params.items() if value}
+    status = None
+    if "status" in given:
+        choices = tuple(str(status) for status in ObjectStatus)
+        if given["status"] not in choices:
+            raise _unknown("status", given["status"], choices)
+        status = ObjectStatus(given["status"])
+    app, sync = await _sync(apps, request)
+    cursor = given.get("cursor")
+    try:
+        page = await app.store.page_history(
+            sync.id,
+            path=given.get("path"),
+            status=status,
+            since=_moment(given["since"]) if "since" in given else None,
+            limit=_limit(given.get("limit", "100")),
+            cursor=cursor,
+        )
+    except StoreError as error:
+        if cursor is None or error.transient:
+            raise
+        raise Problem(400, "the cursor is not one that an earlier answer gave; start again without it") from None
+    return json_response({"items": [history_columns(row) for row in page.items], "next_cursor": page.cursor})
+
+
+def _limit(text: str) -> int:
+    limit = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+    if not 1 <= limit <= MAX_LIMIT:
+        raise Problem(400, f"limit must be a whole number from 1 to {MAX_LIMIT}")
+    return limit
+
+
+def _moment(text: str) -> datetime:
+    """A time in ISO 8601; UTC unless it says otherwise."""
+    try:
+        # The + of a zone arrives as a space where it was not encoded.
+        moment = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
+        if len(text) == len("2026-01-01"):
+            moment = datetime.combine(date.fromisoformat(text), datetime.min.time())
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        problem = Problem(400, "since must be a time in ISO 8601, such as 2026-01-31 or 2026-01-31T06:00:00Z")
+    raise problem
+
+
+# --- runs ---------------------------------------------------------------------------------------------------------
+
+
+async def get_run(apps: Apps, request: Request) -> Response:
+    app = await apps.get()
+    return json_response(run_json(await app.engine.runs.view(request.route_params.get("run_id", ""))))
+
+
+async def cancel_run(apps: Apps, request: Request) -> Response:
+    _body(request, "Nothing")
+    app = await apps.get()
+    return json_response(run_json(await app.engine.runs.cancel(request.route_params.get("run_id", ""))))
+
+
+async def approve_run(apps: Apps, request: Request) -> Response:
+    _body(request, "Nothing")
+    app = await apps.get()
+    return _begun(await app.engine.runs.approve(request.route_params.get("run_id", "")))
+
+
+# --- the app itself -----------------------------------------------------------------------------------------------
+
+
+async def health(apps: Apps, request: Request) -> Response:
+    from shared.health import examine
+
+    report = await examine(apps)
+    return json_response(report, 503 if report["status"] == "error" else 200)
+
+
+async def metrics(apps: Apps, request: Request) -> Response:
+    from shared.metrics import as_json, as_prometheus, collect
+
+    given = request.params.get("format", "")
+    if given not in ("", "json", "prometheus"):
+        raise _unknown("format", given, ("json", "prometheus"))
+    snapshot = await collect(await apps.get())
+    if given == "prometheus" or (not given and _prefers_text(request.headers.get("accept", ""))):
+        text, content_type = as_prometheus(snapshot)
+        return Response(200, text, {"Content-Type": content_type, "Cache-Control": "no-store"})
+    return json_response(as_json(snapshot))
+
+
+def _prefers_text(accept: str) -> bool:
+    """Whether an Accept header asks for Prometheus' text rather than for JSON."""
+    weights = {"text": 0.0, "json": 0.0}
+    for part in accept.lower().split(","):
+        kind, *parameters = (piece.strip() for piece in part.split(";"))
+        name = {"text/plain": "text", "application/openmetrics-text": "text", "application/json": "json"}.get(kind)
+        if name is None:
+            continue
+        weight = next((parameter[2:] for parameter in parameters if parameter.startswith("q=")), "1")
+        try:
+            weights[name] = max(weights[name], float(weight))
+        except ValueError:
+            continue
+    return weights["text"] > weights["json"]
+
+
+ROUTES = (
+    Route("health", "GET", "health", health, needs_key=False),
+    Route("metrics", "GET", "metrics", metrics),
+    Route("syncs", "GET", "syncs", list_syncs),
+    Route("sync", "GET", "syncs/{id}", get_sync),
+    Route("status", "GET", "syncs/{id}/status", sync_status),
+    Route("execute", "POST", "syncs/{id}/execute", execute_sync),
+    Route("make_plan", "POST", "syncs/{id}/plan", make_plan),
+    Route("plan", "GET", "syncs/{id}/plan", get_plan),
+    Route("history", "GET", "syncs/{id}/history", sync_history),
+    Route("pause", "POST", "syncs/{id}/pause", pause_sync),
+    Route("resume", "POST", "syncs/{id}/resume", resume_sync),
+    Route("replay", "POST", "syncs/{id}/replay", replay_sync),
+    Route("run", "GET", "runs/{run_id}", get_run),
+    Route("cancel", "POST", "runs/{run_id}/cancel", cancel_run),
+    Route("approve", "POST", "runs/{run_id}/approve", approve_run),
+)

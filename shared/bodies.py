@@ -1,0 +1,20 @@
+"""What a request's body may say. Apart from `api`, so that pydantic is loaded by the first request that needs it."""
+
+from __future__ import annotations
+
+from pydantic import Field, StrictBool
+
+from shared.settings import Settings
+
+
+class Nothing(Settings):
+    """A request whose address says it all."""
+
+
+class Execute(Settings):
+    dry_run: StrictBool = Field(False, description="Only make a plan.")
+    allow_deletes: StrictBool = Field(False, description="Delete without asking, however much it is.")
+
+
+class Replay(Settings):
+    path: str | None = Field(None, min_length=1, max_length=4096, description="Default: all that failed.")

@@ -1,0 +1,115 @@
+"""What GET /health tells. It has no key, so it names syncs and settings, but no secret, no path and no run's errors.
+
+`error`: nothing can be carried at all. `degraded`: the app works, but the last run of some sync did not go well, or none
+has succeeded for two turns of its schedule. Monitors go by the status code: degraded is 200.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from shared.build_info import build_info
+from shared.errors import ConfigError, StoreError
+from shared.jobs import PLAN_QUEUE
+from shared.model import Control, RunStatus, Sync, iso
+from shared.timer_loop import next_tick
+
+if TYPE_CHECKING:
+    from shared.api import Apps
+    from shared.app import App
+
+PATIENCE = 10.0
+"""Seconds for each thing that is looked at: a monitor does not wait for ever."""
+LATE = timedelta(minutes=5)
+
+Check = dict[str, Any]
+
+
+async def examine(apps: Apps) -> dict[str, Any]:
+    """Look at everything. Raises nothing that it looks for."""
+    checks: dict[str, Any] = {}
+    app: App | None = None
+    try:
+        async with asyncio.timeout(PATIENCE):
+            app = await apps.get()
+    except ConfigError as error:
+        checks["config"] = _error(str(error))
+    except (StoreError, TimeoutError) as error:
+        checks["config"] = _ok()
+        checks["store"] = _error(_reason(error))
+    if app is not None:
+        checks["config"] = _ok()
+        checks["store"], controls = await _store(app)
+        checks["queues"] = await _queues(app)
+        checks["syncs"] = {sync_id: await _sync(app, control) for sync_id, control in controls.items()}
+    build = build_info()
+    return {"status": _worst(checks), "version": build.version, "commit": build.commit, "checks": checks}
+
+
+def _worst(checks: Mapping[str, Any]) -> str:
+    syncs: Mapping[str, Check] = checks.get("syncs", {})
+    if any(check["status"] == "error" for name, check in checks.items() if name != "syncs"):
+        return "error"
+    return "degraded" if any(check["status"] != "ok" for check in syncs.values()) else "ok"
+
+
+async def _store(app: App) -> tuple[Check, dict[str, Control]]:
+    try:
+        async with asyncio.timeout(PATIENCE):
+            return _ok(), {sync_id: await app.store.get_control(sync_id) for sync_id in app.config.syncs}
+    except (StoreError, TimeoutError) as error:
+        return _error(_reason(error)), {}
+
+
+async def _queues(app: App) -> Check:
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await app.queues.depth(PLAN_QUEUE)
+    except (StoreError, TimeoutError) as error:
+        return _error(_reason(error))
+    return _ok()
+
+
+async def _sync(app: App, control: Control) -> Check:
+    sync = app.config.syncs[control.sync_id]
+    last: str | None = None
+    try:
+        async with asyncio.timeout(PATIENCE):
+            run = await app.store.get_run(control.last_run) if control.last_run else None
+            last = None if run is None else str(run.status)
+    except (StoreError, TimeoutError) as error:
+        return {**_error(_reason(error)), "last_success": iso(control.last_success_at)}
+    problem = _problem(sync, control, last, app.clock())
+    return {
+        **({"status": "degraded", "detail": problem} if problem else _ok()),
+        "last_success": iso(control.last_success_at),
+        "last_run": last,
+    }
+
+
+def _problem(sync: Sync, control: Control, last: str | None, now: datetime) -> str | None:
+    if not sync.enabled:
+        return None
+    if last in (RunStatus.FAILED, RunStatus.PARTIAL, RunStatus.BLOCKED):
+        return f"the last run is {last}; GET /syncs/{sync.id}/status says more"
+    if sync.schedule is None or control.paused or control.active_run or control.last_success_at is None:
+        return None
+    second = next_tick(sync.schedule, next_tick(sync.schedule, control.last_success_at))
+    if now - second > LATE:
+        return "overdue: two turns of its schedule have passed without a success"
+    return None
+
+
+def _ok() -> Check:
+    return {"status": "ok"}
+
+
+def _error(detail: str) -> Check:
+    return {"status": "error", "detail": detail}
+
+
+def _reason(error: Exception) -> str:
+    return f"no answer within {PATIENCE:g} seconds" if isinstance(error, TimeoutError) else str(error)

@@ -273,7 +273,6 @@ _STATUSES: dict[int, tuple[type[VaultError], str]] = {
     400: (InvalidSecret, "Vault refused the request as invalid"),
     401: (AccessDenied, "something before Vault asks for other credentials"),
     403: (AccessDenied, "the token's policies do not allow it"),
-    404: (SecretNotFound, "there is no such secret"),
     405: (Unsupported, "this Vault can not do that"),
     412: (Unavailable, "this node has not caught up with its leader"),
     413: (InvalidSecret, "the value is larger than this Vault takes"),
@@ -296,13 +295,13 @@ def refusal(
 
     Vault's own words are repeated only where the request had no body (`quotable`): parsers like to quote their input.
     """
-    errors, metadata = _errors(content)
+    answer = _parsed(content)
+    errors = _errors(answer, content)
     for phrase, kind, message in _PHRASES:
         if phrase in errors:
             return _build(kind, f"{message} ({status} on {call})", vault_id, status, headers)
-    if status == 404 and metadata is not None:
-        state = "destroyed" if metadata.get("destroyed") else "deleted"
-        return SecretNotFound(f"its newest version, {metadata.get('version')}, is {state}", vault=vault_id)
+    if status == 404:
+        return _not_found(answer, errors if quotable else "", vault_id, call)
     if 300 <= status < 400:
         return AccessDenied(
             f"the server sends {call} elsewhere ({status}), and tokens are not sent after: check the address",
@@ -321,20 +320,41 @@ def _build(kind: type[VaultError], message: str, vault_id: str, status: int, hea
     return kind(message, vault=vault_id)
 
 
-def _errors(content: bytes) -> tuple[str, Mapping[str, Any] | None]:
-    """The strings in `errors` (or a proxy's text), and the metadata that a deleted version is answered with."""
+def _not_found(answer: Answer | None, errors: str, vault_id: str, call: str) -> VaultError:
+    """Only Vault's own way of saying so means that a secret is gone: the secrets of others are deleted after it."""
+    if answer is None:
+        return not_vault(vault_id)
+    data = answer.get("data")
+    metadata = data.get("metadata") if isinstance(data, dict) else None
+    if isinstance(metadata, dict):
+        state = "destroyed" if metadata.get("destroyed") else "deleted"
+        return SecretNotFound(f"its newest version, {metadata.get('version')}, is {state}", vault=vault_id)
+    if answer.get("errors") == []:
+        return SecretNotFound(f"there is no such secret (404 on {call})", vault=vault_id)
+    if answer.get("warnings"):
+        # KV v2 answers so to the paths of version 1.
+        return MountNotFound(
+            f"the mount is not of the expected KV version: check kv_version (404 on {call})", vault=vault_id
+        )
+    return MountNotFound(
+        f"nothing there answers: check `mount` and `namespace` (404 on {call}): {errors[:300]}", vault=vault_id
+    )
+
+
+def _parsed(content: bytes) -> Answer | None:
     try:
         answer = json.loads(content)
     except (ValueError, RecursionError):
-        return content[:2000].decode(errors="replace"), None
-    if not isinstance(answer, dict):
-        return "", None
-    errors, data = answer.get("errors"), answer.get("data")
-    metadata = data.get("metadata") if isinstance(data, dict) else None
-    return (
-        "; ".join(str(each) for each in errors) if isinstance(errors, list) else "",
-        metadata if isinstance(metadata, dict) else None,
-    )
+        return None
+    return answer if isinstance(answer, dict) else None
+
+
+def _errors(answer: Answer | None, content: bytes) -> str:
+    """The strings in `errors`, or a proxy's text."""
+    if answer is None:
+        return content[:2000].decode(errors="replace")
+    errors = answer.get("errors")
+    return "; ".join(str(each) for each in errors) if isinstance(errors, list) else ""
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
@@ -421,6 +441,7 @@ BREAKDOWNS: tuple[tuple[type[Exception], Callable[[Exception, str, str], VaultEr
     (aiohttp.ClientConnectorError, _not_reached),
     (aiohttp.ConnectionTimeoutError, _not_reached),
     (aiohttp.InvalidURL, _bad_url),
+    (aiohttp.NonHttpUrlClientError, _bad_url),
     (TimeoutError, _no_answer),
     (aiohttp.ClientError, _torn),
     (OSError, _torn),

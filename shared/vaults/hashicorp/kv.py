@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Literal
+from urllib.parse import quote
 
 from hvac.api.secrets_engines import KvV1, KvV2
 
@@ -38,6 +39,7 @@ class KvVault(HashicorpVault):
         self._v1 = KvV1(self.adapter)
         self._v2 = KvV2(self.adapter)
         self._version: Literal[1, 2] | None = None if settings.kv_version == "auto" else settings.kv_version
+        self._opened = False
 
     @property
     def capabilities(self) -> Capabilities:
@@ -46,19 +48,27 @@ class KvVault(HashicorpVault):
         return _V2 if self._version == 2 else _V1
 
     async def open(self) -> None:
-        """Log in, and ask for the mount's version where the configuration does not say it."""
+        """Log in, and ask for the mount's version. Where that can not be asked, `kv_version` is believed."""
         if self.login.due():
             await self.login.refresh()
-        if self._version is None:
-            self._version = await self._detect()
+        if not self._opened:
+            told = await self._ask_version()
+            given = self.settings.kv_version
+            if told and given not in ("auto", told):
+                # Version 2's paths on a mount of version 1 would look like one without secrets.
+                raise MountNotFound(
+                    f"{self._mount!r} is of KV version {told}, and kv_version says {given}", vault=self.id
+                )
+            self._version = told or self._version or await self._version_by_config()
+            self._opened = True
 
-    async def _detect(self) -> Literal[1, 2]:
+    async def _ask_version(self) -> Literal[1, 2] | None:
         # This path asks for no permission but some use of the mount: sys/mounts would want one of its own.
-        path = f"/v1/sys/internal/ui/mounts/{self._mount}"
+        path = f"/v1/sys/internal/ui/mounts/{quote(self._mount)}"
         try:
             answer = await self.call(lambda: self.adapter.request("get", path))
-        except (AccessDenied, SecretNotFound, InvalidSecret):
-            return await self._detect_by_config()
+        except (AccessDenied, SecretNotFound, MountNotFound, InvalidSecret):
+            return None
         mount = answer.get("data") or {}
         if str(mount.get("path", "")).strip("/") != self._mount:
             raise MountNotFound(
@@ -68,7 +78,7 @@ class KvVault(HashicorpVault):
             raise MountNotFound(f"{self._mount!r} is a {mount.get('type')} engine, not kv", vault=self.id)
         return 2 if str((mount.get("options") or {}).get("version")) == "2" else 1
 
-    async def _detect_by_config(self) -> Literal[1, 2]:
+    async def _version_by_config(self) -> Literal[1, 2]:
         """Vault refuses the question about a mount that does not exist with the 403 of one that is forbidden."""
         try:
             await self.call(lambda: self._v2.read_configuration(mount_point=self._mount))

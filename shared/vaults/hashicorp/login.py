@@ -16,7 +16,7 @@ from typing import Any
 
 from hvac.api.auth_methods import JWT, AppRole, Azure, Kubernetes, Token
 
-from shared.errors import AccessDenied, InvalidSecret, SecretNotFound, Unavailable, Unsupported, VaultError
+from shared.errors import AccessDenied, MountNotFound, Unavailable, VaultError
 from shared.vaults.hashicorp.adapter import Answer, AsyncAdapter, TokenRefused
 from shared.vaults.hashicorp.settings import AppRoleAuth, Auth, AzureAuth, JwtAuth, KubernetesAuth, TokenAuth
 
@@ -116,10 +116,15 @@ class Login:
                 raise copy(self._failure)
             try:
                 await act()
+                return
+            except (AccessDenied, Unavailable) as error:
+                failure: VaultError = error
             except VaultError as error:
-                self._failures += 1
-                self._failure = copy(error)
-                raise
+                # What is missing here is a mount or a namespace, and must not be taken for a missing secret.
+                failure = self._denied(error.message)
+            self._failures += 1
+            self._failure = copy(failure)
+            raise failure
 
     async def _bring_about(self) -> None:
         if self._adapter.token is None:
@@ -140,7 +145,9 @@ class Login:
             before = self._ttl
             try:
                 answer = await self._paced(lambda: Token(self._adapter).renew_self())
-            except (AccessDenied, InvalidSecret, Unsupported):
+            except Unavailable:
+                raise
+            except VaultError:
                 # Denied, or at the end of what may be renewed: a new login decides.
                 self._renewable = False
             else:
@@ -160,18 +167,15 @@ class Login:
             await self._adopt(auth)
             return
         credential = await self._credential(auth)
-        failure: AccessDenied
         try:
-            answer = await self._paced(lambda: self._send(auth, credential))
-            self._accept(answer)
+            self._accept(await self._paced(lambda: self._send(auth, credential)))
             return
-        except (AccessDenied, InvalidSecret, SecretNotFound, Unsupported) as error:
-            failure = self._denied(error.message)
+        except Unavailable:
+            raise
+        except MountNotFound:
+            failure = self._denied(f"there is no auth method at {auth.mount!r}")
         except VaultError as error:
-            # MountNotFound: the auth method's mount, which says nothing about any secret.
-            if isinstance(error, Unavailable):
-                raise
-            failure = self._denied(f"no {auth.method} auth method is mounted at {auth.mount!r}")
+            failure = self._denied(error.message)
         raise failure
 
     async def _adopt(self, auth: TokenAuth) -> None:
@@ -252,7 +256,9 @@ class Login:
             return False
         try:
             await self.lookup()
-        except AccessDenied:
+        except Unavailable:
+            raise
+        except VaultError:
             return False
         self._valid_at = self._clock()
         return True

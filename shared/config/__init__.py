@@ -56,7 +56,7 @@ def outline(origin: str, env: Mapping[str, str]) -> Outline:
 
     A file at an address is validated whole: a broken one must not take the place of the last good copy.
     """
-    from shared.config.outline import outline_of, sketch
+    from shared.config.sketch import outline_of, sketch
 
     if "://" not in origin:
         from shared.config.yaml_source import read_document

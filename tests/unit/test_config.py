@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from shared.config import InvalidConfig, find_config, load, outline, schema
 from shared.config.build import parse
-from shared.config.outline import outline_of
 from shared.config.scaffold import scaffold
 from shared.config.schedule import normalise_schedule
+from shared.config.sketch import outline_of
 from shared.errors import ConfigError
 from shared.model import DeletePolicy, Granularity, OnExisting, RetryPolicy, Source, Sync, Target
 

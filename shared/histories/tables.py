@@ -43,7 +43,8 @@ _PLAIN_KEY = re.compile(r"[A-Za-z0-9_.-]{1,200}")
 
 def key(text: str) -> str:
     """`text` as a part of a key: itself, or its hash where a key could not hold it (slashes, length, unicode)."""
-    return text if _PLAIN_KEY.fullmatch(text) else "~" + hashlib.sha256(text.encode()).hexdigest()
+    # "!" sorts before the bar, so that a hash falls into the same ranges.
+    return text if _PLAIN_KEY.fullmatch(text) else "!" + hashlib.sha256(text.encode()).hexdigest()
 
 
 def after(prefix: str) -> str:

@@ -18,6 +18,7 @@ text = st.text(st.characters(exclude_categories=["Cs"]))
 def test_a_key_holds_nothing_that_the_service_refuses(value: str) -> None:
     assert not FORBIDDEN.search(key(value))
     assert "|" not in key(value)
+    assert "" < key(value) < after("|")
     assert len(key(value)) <= 200
 
 

@@ -50,8 +50,8 @@ class SourceView:
     async def entry(self, path: str) -> Entry | None:
         """A path's entry with its fingerprint; None: it turns out to be gone. Raises any VaultError."""
         entry = self.entries[path]
-        if self.cost is FingerprintCost.LISTED:
-            return entry
+        if self.cost is FingerprintCost.LISTED or not entry.live:
+            return entry if entry.live else None
         asked = self._asked.get(path)
         if asked is None:
             asked = self._asked[path] = asyncio.ensure_future(self._ask(entry.name))
@@ -143,9 +143,9 @@ class TargetView:
         if change is not None and change.kind is ChangeKind.SKIP:
             return change
         # A path that was never synced is due whatever its fingerprint says: only a plan for a person asks all the same.
-        if state is None and not run.dry_run:
+        if state is None and entry.live and not run.dry_run:
             return change
-        if change is None or self.source.cost is FingerprintCost.PER_SECRET:
+        if change is None or self.source.cost is not FingerprintCost.VALUE:
             current = await self.source.entry(path)
             if current is None:
                 self.vanished.add(path)
@@ -172,7 +172,7 @@ class TargetView:
         found: dict[str, str | None] = {}
         for part in state.parts:
             entry = listed.get(vault.capabilities.names.key(part.name))
-            if entry is None:
+            if entry is None or not entry.live:
                 continue
             if cost is FingerprintCost.LISTED:
                 found[part.name] = entry.fingerprint

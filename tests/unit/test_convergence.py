@@ -26,6 +26,7 @@ KINDS = [
     Capabilities(FingerprintCost.PER_SECRET, compare_and_set=True),
     Capabilities(FingerprintCost.VALUE),
     Capabilities(FingerprintCost.LISTED, tags=True),
+    Capabilities(FingerprintCost.LISTED, compare_and_set=True),
 ]
 NAMES = st.sampled_from(["a", "b", "c/d"])
 VALUES = st.sampled_from(["1", "2", "3"])

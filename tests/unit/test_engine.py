@@ -19,7 +19,8 @@ from tests.world import World, one_way, world
 KV2 = Capabilities(FingerprintCost.PER_SECRET, compare_and_set=True)
 KV1 = Capabilities(FingerprintCost.VALUE)
 LISTED = Capabilities(FingerprintCost.LISTED, tags=True)
-KINDS = {"kv2": KV2, "kv1": KV1, "listed": LISTED}
+FILE = Capabilities(FingerprintCost.LISTED, compare_and_set=True, tags=True)
+KINDS = {"kv2": KV2, "kv1": KV1, "listed": LISTED, "file": FILE}
 
 
 @pytest.fixture(params=list(KINDS))

@@ -219,7 +219,7 @@ def _forget_failure(tasks: dict[Any, asyncio.Task[Any]], key: Any, task: asyncio
 
 def vault_address(settings: VaultSettings) -> str:
     """Where a vault's secrets are: what an owner's mark knows of it. The same text for the same place, for good."""
-    parts = (getattr(settings, name, None) for name in ("url", "base_url", "path", "namespace", "mount"))
+    parts = (getattr(settings, name, None) for name in ("address", "url", "base_url", "path", "namespace", "mount"))
     return " ".join(str(part) for part in parts if part)
 
 

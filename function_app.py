@@ -34,6 +34,9 @@ def register(lazy_app: LazyApp) -> func.FunctionApp:
     except ConfigError as error:
         log.error("only /health is served: %s", error)  # noqa: TRY400 - the message says it all
         found = None
+    except ImportError as error:
+        log.error("only /health is served: %s; is requirements.txt installed?", error)  # noqa: TRY400
+        found = None
     except Exception as error:  # noqa: BLE001 - see above; its text could quote the file
         log.error("only /health is served: %s while the configuration was read", type(error).__name__)  # noqa: TRY400
         found = None

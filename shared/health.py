@@ -15,6 +15,7 @@ from shared.build_info import build_info
 from shared.errors import ConfigError, StoreError
 from shared.jobs import PLAN_QUEUE
 from shared.model import Control, RunStatus, Sync, iso
+from shared.queue_loop import describe
 from shared.timer_loop import next_tick
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ async def examine(apps: Apps) -> dict[str, Any]:
     except (StoreError, TimeoutError) as error:
         checks["config"] = _ok()
         checks["store"] = _error(_reason(error))
+    except Exception as error:  # noqa: BLE001 - a broken installation, such as a missing package: here is where it shows
+        checks["app"] = _error(describe(error))
     if app is not None:
         checks["config"] = _ok()
         checks["store"], controls = await _store(app)

@@ -1,0 +1,155 @@
+"""How far runs have come: bars on a terminal, a line every two seconds in a pipe."""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from shared.cli.output import Output, plural, printable
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from shared.model import Run
+
+LINE_EVERY = 2.0
+BAR_EVERY = 0.2
+"""Seconds between two looks at the store."""
+NOTICE_SHOWN = 10.0
+"""Seconds that a notice without an end of its own is shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A run as it is this moment."""
+
+    run: Run
+    planned: int
+    done: int
+
+    @property
+    def stage(self) -> str:
+        return str(self.run.status)
+
+
+class Notices(logging.Handler):
+    """Hears what planner and writer log about waits and retries, so that nobody wonders why nothing moves."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self._latest: dict[str, tuple[str, float]] = {}
+
+    def __enter__(self) -> Notices:
+        logger = logging.getLogger("vaultferry")
+        self._level = logger.level
+        logger.setLevel(min(logger.level or logging.INFO, logging.INFO))
+        logger.addHandler(self)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        logger = logging.getLogger("vaultferry")
+        logger.removeHandler(self)
+        logger.setLevel(self._level)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sync = getattr(record, "sync", None)
+        if sync is None or not record.name.endswith((".planner", ".writer")) or getattr(record, "path", None):
+            return
+        waits = [value for value in record.args or () if isinstance(value, float)] if record.args else []
+        until = time.monotonic() + (waits[0] + 1 if waits else NOTICE_SHOWN)
+        target = getattr(record, "target", None)
+        self._latest[sync] = (f"{target}: {record.getMessage()}" if target else record.getMessage(), until)
+
+    def of(self, sync_id: str) -> str:
+        """What this sync waits for; empty when it does not."""
+        text, until = self._latest.get(sync_id, ("", 0.0))
+        return printable(text) if time.monotonic() < until else ""
+
+
+class Progress(ABC):
+    """Shows looks. A context manager, for a terminal must be left as it was."""
+
+    every: float
+
+    def __init__(self, out: Output, notices: Notices) -> None:
+        self.out = out
+        self.notices = notices
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+    @abstractmethod
+    def show(self, looks: Mapping[str, Look]) -> None: ...
+
+
+class Bars(Progress):
+    every = BAR_EVERY
+
+    def __init__(self, out: Output, notices: Notices) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as RichProgress
+        from rich.table import Column
+
+        super().__init__(out, notices)
+        self._tasks: dict[str, TaskID] = {}
+        self._rich = RichProgress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=32),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", markup=False, style="yellow", table_column=Column(no_wrap=True, ratio=1)),
+            console=out.console,
+            expand=True,
+        )
+
+    def __enter__(self) -> Progress:
+        self._rich.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._rich.stop()
+
+    def show(self, looks: Mapping[str, Look]) -> None:
+        for run_id, look in looks.items():
+            if run_id not in self._tasks:
+                self._tasks[run_id] = self._rich.add_task(look.run.sync_id, total=None, note="")
+            known = look.planned if look.planned or not look.run.status.active else None
+            note = self.notices.of(look.run.sync_id) if look.run.status.active else ""
+            if look.run.status.active and not note and look.stage in ("queued", "planning"):
+                note = "planning"
+            # A bar without anything to do is a full one.
+            total = max(known, 1) if known is not None else None
+            done = look.done if known else (1 if known == 0 else 0)
+            self._rich.update(self._tasks[run_id], total=total, completed=done, note=note)
+
+
+class Lines(Progress):
+    every = LINE_EVERY
+
+    def __init__(self, out: Output, notices: Notices) -> None:
+        super().__init__(out, notices)
+        self._began = time.monotonic()
+
+    def show(self, looks: Mapping[str, Look]) -> None:
+        for look in looks.values():
+            if not look.run.status.active:
+                continue
+            seconds = round(time.monotonic() - self._began)
+            failed = f", {look.run.failed:,} failed" if look.run.failed else ""
+            where = f"{look.stage}, " if look.stage != "running" else ""
+            note = self.notices.of(look.run.sync_id)
+            self.out.line(
+                f"{look.run.sync_id}: {where}{look.done:,} of {plural(look.planned, 'secret')} done{failed}, {seconds} s"
+                + (f" ({note})" if note else "")
+            )
+
+
+def progress(out: Output, notices: Notices) -> Progress:
+    return Bars(out, notices) if out.on_terminal else Lines(out, notices)

@@ -1,0 +1,239 @@
+"""plan, sync, replay, approve, cancel, pause, resume: what begins a run, goes on with it or ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shared.cli.output import plural
+from shared.cli.session import (
+    CHANGES,
+    FAILED,
+    FINE,
+    INTERRUPTED,
+    ConfigOption,
+    JsonOption,
+    LevelOption,
+    Session,
+    begin,
+    chosen,
+)
+
+if TYPE_CHECKING:
+    from shared.app import App
+    from shared.model import Run
+
+SyncNames = Annotated[
+    list[str] | None, typer.Argument(metavar="SYNC", help="Default: all that are enabled.", show_default=False)
+]
+SyncName = Annotated[str, typer.Argument(metavar="SYNC", show_default=False)]
+RunName = Annotated[str, typer.Argument(metavar="RUN", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    for function in (plan, sync, replay, approve, cancel, pause, resume):
+        app.command()(function)
+
+
+# --- commands -----------------------------------------------------------------------------------------------------
+
+
+def plan(
+    context: typer.Context,
+    syncs: SyncNames = None,
+    detailed_exitcode: Annotated[
+        bool, typer.Option("--detailed-exitcode", help="Exit with 3 when there are changes.")
+    ] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    log_level: LevelOption = None,
+) -> None:
+    """Show what a sync would do; nothing is written."""
+    # That a target does not answer, and is planned without, belongs to the plan.
+    session = begin(context, config, as_json, log_level, default_level="warning")
+    session.with_app(lambda app: _plan(session, app, syncs, detailed_exitcode))
+
+
+def sync(
+    context: typer.Context,
+    syncs: SyncNames = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="The same as `plan`.")] = False,
+    allow_deletes: Annotated[
+        bool, typer.Option("--allow-deletes", help="Delete, this once, however many there are.")
+    ] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    log_level: LevelOption = None,
+) -> None:
+    """Bring the targets up to date. Ctrl-C stops it; the next one goes on from there."""
+    session = begin(context, config, as_json, log_level, default_level="warning" if dry_run else "error")
+    if dry_run:
+        session.with_app(lambda app: _plan(session, app, syncs, False))
+    session.with_app(lambda app: _sync(session, app, syncs, allow_deletes))
+
+
+def replay(
+    context: typer.Context,
+    sync: SyncName,
+    path: Annotated[
+        str | None, typer.Option("--path", help="Only this secret, failed or not.", show_default=False)
+    ] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    log_level: LevelOption = None,
+) -> None:
+    """Try again what failed."""
+    session = begin(context, config, as_json, log_level)
+
+    async def body(app: App) -> int:
+        (named,) = chosen(app.config, [sync])
+        active = (await app.store.get_control(named.id)).active_run
+        run = await app.engine.runs.replay(named.id, path)
+        _say_if_joined(session, run, active, "its own paths come first; replay again if these still fail")
+        return await _carry_out(session, app, [run])
+
+    session.with_app(body)
+
+
+def approve(
+    context: typer.Context,
+    run: RunName,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    log_level: LevelOption = None,
+) -> None:
+    """Carry out exactly the deletes that a blocked run holds back."""
+    session = begin(context, config, as_json, log_level)
+
+    async def body(app: App) -> int:
+        return await _carry_out(session, app, [await app.engine.runs.approve(run)])
+
+    session.with_app(body)
+
+
+def cancel(
+    context: typer.Context,
+    run: RunName,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    log_level: LevelOption = None,
+) -> None:
+    """End a run: what was written stays, the rest is dropped."""
+    session = begin(context, config, as_json, log_level)
+
+    async def body(app: App) -> int:
+        from shared.api import run_json
+
+        ended = await app.engine.runs.cancel(run)
+        _result(session, run_json(ended))
+        session.out.line(f"Cancelled. {plural(ended.written, 'secret')} of {ended.sync_id} had been written.")
+        return FINE
+
+    session.with_app(body)
+
+
+def pause(
+    context: typer.Context,
+    sync: SyncName,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    log_level: LevelOption = None,
+) -> None:
+    """Let no new run of a sync begin."""
+    session = begin(context, config, as_json, log_level)
+    session.with_app(lambda app: _set_paused(session, app, sync, True))
+
+
+def resume(
+    context: typer.Context,
+    sync: SyncName,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    log_level: LevelOption = None,
+) -> None:
+    """Let a paused sync run again."""
+    session = begin(context, config, as_json, log_level)
+    session.with_app(lambda app: _set_paused(session, app, sync, False))
+
+
+# --- what they do -------------------------------------------------------------------------------------------------
+
+
+async def _sync(session: Session, app: App, names: list[str] | None, allow_deletes: bool) -> int:
+    runs: list[Run] = []
+    for one in chosen(app.config, names):
+        control = await app.store.get_control(one.id)
+        if control.paused and not names:
+            session.out.note(
+                f"{one.id} is paused: left out. `{session.command(f'resume {one.id}')}` lets it run again."
+            )
+            continue
+        run = await app.engine.runs.start(one.id, trigger="manual", allow_deletes=allow_deletes)
+        ignored = "its deletes still need an approval" if allow_deletes and not run.allow_deletes else ""
+        _say_if_joined(session, run, control.active_run, ignored)
+        runs.append(run)
+    return await _carry_out(session, app, runs)
+
+
+def _say_if_joined(session: Session, run: Run, active: str | None, but: str) -> None:
+    if run.run_id == active:
+        session.out.note(
+            f"{run.sync_id}: going on with run {run.run_id}, which was on its way" + (f"; {but}." if but else ".")
+        )
+
+
+async def _carry_out(session: Session, app: App, runs: Sequence[Run]) -> int:
+    from shared.cli.report import report, tell_interrupted
+    from shared.cli.running import Interrupted, carry_out
+
+    try:
+        ended = await carry_out(app, session.out, runs, write=True)
+    except Interrupted as interrupted:
+        tell_interrupted(session, interrupted.looks)
+        return INTERRUPTED
+    return await report(session, app, ended)
+
+
+async def _plan(session: Session, app: App, names: list[str] | None, detailed: bool) -> int:
+    from shared.cli.plan_view import show_plan
+    from shared.cli.report import tell_interrupted
+    from shared.cli.running import Interrupted, carry_out
+    from shared.engine.document import read_plan
+
+    syncs = chosen(app.config, names)
+    runs = [await app.engine.runs.start(one.id, trigger="manual", dry_run=True) for one in syncs]
+    try:
+        ended = await carry_out(app, session.out, runs, write=False)
+    except Interrupted as interrupted:
+        tell_interrupted(session, interrupted.looks)
+        return INTERRUPTED
+    documents: list[dict[str, Any]] = []
+    for run in ended:
+        document = await read_plan(app.store, run.run_id) or {"run_id": run.run_id, "sync_id": run.sync_id, "items": []}
+        documents.append({**document, "status": str(run.status), "error": run.error})
+    _result(session, documents[0] if len(documents) == 1 else {"plans": documents})
+    for one, document in zip(syncs, documents, strict=True):
+        show_plan(session, one, document)
+    if any(document["error"] or document.get("failed") for document in documents):
+        return FAILED
+    return CHANGES if detailed and any(document["planned"] for document in documents) else FINE
+
+
+async def _set_paused(session: Session, app: App, name: str, paused: bool) -> int:
+    (named,) = chosen(app.config, [name])
+    control = await app.engine.runs.pause(named.id, paused)
+    _result(session, {"sync_id": named.id, "paused": control.paused})
+    if paused:
+        session.out.line(
+            f"{name} is paused. A run that is on its way goes on; `{session.command(f'resume {name}')}` ends the pause."
+        )
+    else:
+        session.out.line(f"{name} is no longer paused.")
+    return FINE
+
+
+def _result(session: Session, document: Any) -> None:
+    if session.out.as_json:
+        session.out.json(document)

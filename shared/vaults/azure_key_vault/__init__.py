@@ -105,8 +105,9 @@ class KeyVault(Vault):
         pacer = Pacer(
             vault_id,
             concurrency=settings.concurrency or 16,
+            # Who states a limit knows of a special one: it then counts for writes too.
             requests_per_second=settings.requests_per_second or _REQUESTS_PER_SECOND,
-            writes_per_second=_CREATES_PER_SECOND,
+            writes_per_second=settings.requests_per_second or _CREATES_PER_SECOND,
             sleep=sleep,
         )
         super().__init__(vault_id, pacer)

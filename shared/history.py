@@ -113,6 +113,10 @@ class Store(ABC):
         """All of a run's chunks, in the order of their ids."""
 
     @abstractmethod
+    async def has_open_chunks(self, run_id: str) -> bool:
+        """Whether a chunk that is not held has a path without an outcome. Asked after every job, so it reads little."""
+
+    @abstractmethod
     async def save_chunk(self, chunk: Chunk) -> Chunk | None: ...
 
     @abstractmethod

@@ -126,9 +126,9 @@ class Runs:
             run = await self._store.get_run(run_id)
             if run is None or run.status is not RunStatus.RUNNING:
                 return run
-            chunks = await self._store.list_chunks(run_id)
-            if not all(chunk.complete or chunk.held for chunk in chunks):
+            if await self._store.has_open_chunks(run_id):
                 return run
+            chunks = await self._store.list_chunks(run_id)
             progress = await self._store.list_progress(run_id)
             counted = summarise(run, progress, chunks)
             status, error = verdict(counted, progress, chunks)

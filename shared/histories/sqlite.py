@@ -47,6 +47,7 @@ from shared.model import (
     HistoryRow,
     ObjectState,
     ObjectStatus,
+    Outcome,
     Progress,
     Run,
     canonical_json,
@@ -255,6 +256,10 @@ class SqliteStore(Store):
     async def list_chunks(self, run_id: str) -> list[Chunk]:
         rows = await self._all("SELECT * FROM syncs_chunk WHERE run_id = ? ORDER BY chunk", (run_id,))
         return [chunk_from(row, str(row["revision"])) for row in rows]
+
+    async def has_open_chunks(self, run_id: str) -> bool:
+        query = "SELECT 1 FROM syncs_chunk WHERE run_id = ? AND NOT held AND instr(outcomes, ?) LIMIT 1"
+        return await self._one(query, (run_id, Outcome.OPEN)) is not None
 
     async def save_chunk(self, chunk: Chunk) -> Chunk | None:
         columns = chunk_columns(chunk)

@@ -58,6 +58,7 @@ from shared.model import (
     HistoryRow,
     ObjectState,
     ObjectStatus,
+    Outcome,
     Progress,
     Run,
     canonical_json,
@@ -214,6 +215,12 @@ class TableStore(Store):
         entities = await self._tables.range(self._chunks, key(run_id), "k|", after("k|"))
         found = await asyncio.gather(*(self._chunk(entity) for entity in entities))
         return sorted(found, key=lambda chunk: chunk.chunk)
+
+    async def has_open_chunks(self, run_id: str) -> bool:
+        found = await self._tables.range(
+            self._chunks, key(run_id), "k|", after("k|"), where="held eq 0", select=["outcomes"]
+        )
+        return any(Outcome.OPEN in entity["outcomes"] for entity in found)
 
     async def _chunk(self, entity: Any) -> Chunk:
         columns = unpack(entity, _CHUNK_COLUMNS)

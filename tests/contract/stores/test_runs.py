@@ -244,3 +244,18 @@ async def test_stores_have_owners_of_their_own(store: Store, other: Store) -> No
     assert store.owner
     assert store.owner != other.owner
     assert ":" not in store.owner
+
+
+async def test_a_run_has_open_chunks_until_each_path_of_each_chunk_that_is_not_held_has_an_outcome(store: Store) -> None:
+    assert not await store.has_open_chunks("run-1")
+    chunks = [chunk("run-1", 1, paths=("a", "b")), replace(chunk("run-1", 2, paths=("c",)), held=True)]
+    await store.save_slice(Progress("run-1", TARGET, slices=1), chunks)
+    assert await store.has_open_chunks("run-1")
+    first, second = await store.list_chunks("run-1")
+    half = await store.save_chunk(replace(first, outcomes="w."))
+    assert half is not None
+    assert await store.has_open_chunks("run-1")
+    await store.save_chunk(replace(half, outcomes="wf"))
+    assert not await store.has_open_chunks("run-1")
+    await store.save_chunk(replace(second, held=False))
+    assert await store.has_open_chunks("run-1")

@@ -98,7 +98,7 @@ class Output:
         from rich import box
         from rich.table import Table
 
-        table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1), collapse_padding=True)
         for index, name in enumerate(columns):
             # A heading is never broken; what is long goes on in the next line of its cell.
             table.add_column(name, justify="right" if index in right else "left", overflow="fold")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from shared.cli.output import BAD, GOOD, QUIET, STRONG, UNSURE, Part, plural, printable
+from shared.cli.output import BAD, GOOD, QUIET, STRONG, UNSURE, plural, printable
 from shared.plan import ChangeKind
 
 if TYPE_CHECKING:
@@ -28,32 +28,33 @@ WORDS = {
 
 
 def show_plan(session: Session, sync: Sync, document: dict[str, Any]) -> None:
+    from rich.cells import cell_len
+
     out = session.out
     for target in sync.targets:
         items = [item for item in document["items"] if item["target"] == target.id]
         out.line((f"{sync.id}: {sync.source.vault} → {target.id}", STRONG))
         if document["error"] is None and not items:
             out.line("  no changes")
-        paths = [printable(item["path"]) for item in items]
-        width = min(WIDEST, max(map(len, paths), default=0))
-        for item, path in zip(items, paths, strict=True):
-            out.line(*_line(item, path.ljust(width), target.prefix))
+        cells = [_cells(item, target.prefix) for item in items]
+        widths = [min(WIDEST, max((cell_len(cell[column]) for cell in cells), default=0)) for column in (0, 1)]
+        for item, cell in zip(items, cells, strict=True):
+            path, names = (text + " " * (width - cell_len(text)) for text, width in zip(cell, widths, strict=True))
+            sign = ChangeKind(item["change"]).sign
+            named = f"  {names}" if widths[1] else ""
+            out.line((f"  {sign} ", STYLES.get(sign, QUIET)), path, named, (f"  {item['reason']}", QUIET))
         if held := document.get("blocked", {}).get(target.id):
             out.line(("  the deletes would wait for approval: ", UNSURE), held)
             out.line(f"  `{session.command(f'sync {sync.id} --allow-deletes')}` would delete them all the same")
     if document["error"]:
         out.line(("error: ", BAD), document["error"])
     out.line((_summary(document), STRONG))
-    out.line()
 
 
-def _line(item: dict[str, Any], path: str, prefix: str) -> list[Part]:
-    kind = ChangeKind(item["change"])
-    names = [printable(name) for name in item["names"]]
-    # A name that is only the path below the target's prefix tells nothing new.
-    shown = "" if names in ([], [prefix + path.rstrip()]) else f"→ {', '.join(names)}  "
-    style = STYLES.get(kind.sign, QUIET)
-    return [("  " + kind.sign + " ", style), path + "  ", (shown, ""), (item["reason"], QUIET)]
+def _cells(item: dict[str, Any], prefix: str) -> tuple[str, str]:
+    """The path, and what it is called on the target where that is not the path itself."""
+    path, names = printable(item["path"]), [printable(name) for name in item["names"]]
+    return path, "" if names in ([], [prefix + path]) else f"→ {', '.join(names)}"
 
 
 def _summary(document: dict[str, Any]) -> str:

@@ -61,8 +61,7 @@ class Notices(logging.Handler):
             return
         waits = [value for value in record.args or () if isinstance(value, float)] if record.args else []
         until = time.monotonic() + (waits[0] + 1 if waits else NOTICE_SHOWN)
-        target = getattr(record, "target", None)
-        self._latest[sync] = (f"{target}: {record.getMessage()}" if target else record.getMessage(), until)
+        self._latest[sync] = (record.getMessage(), until)
 
     def of(self, sync_id: str) -> str:
         """What this sync waits for; empty when it does not."""
@@ -92,7 +91,7 @@ class Progress(ABC):
 class Bars(Progress):
     every = BAR_EVERY
 
-    def __init__(self, out: Output, notices: Notices) -> None:
+    def __init__(self, out: Output, notices: Notices, *, leave: bool) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as RichProgress
         from rich.table import Column
@@ -107,6 +106,7 @@ class Bars(Progress):
             TextColumn("{task.fields[note]}", markup=False, style="yellow", table_column=Column(no_wrap=True, ratio=1)),
             console=out.console,
             expand=True,
+            transient=not leave,
         )
 
     def __enter__(self) -> Progress:
@@ -151,5 +151,6 @@ class Lines(Progress):
             )
 
 
-def progress(out: Output, notices: Notices) -> Progress:
-    return Bars(out, notices) if out.on_terminal else Lines(out, notices)
+def progress(out: Output, notices: Notices, *, leave: bool) -> Progress:
+    """`leave` says whether bars stay on the terminal when all is done."""
+    return Bars(out, notices, leave=leave) if out.on_terminal else Lines(out, notices)

@@ -19,6 +19,7 @@ SHOWN = 20
 
 COLUMNS = ("Sync", "Result", "Planned", "Written", "Unchanged", "Drifted", "Deleted", "Failed", "Conflicts", "Seconds")
 NUMBERS = COLUMNS[2:]
+SELDOM = ("Drifted", "Deleted", "Failed", "Conflicts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,18 @@ def run_document(ended: Ended) -> dict[str, Any]:
 
 
 def _table(session: Session, runs: Sequence[Run]) -> None:
-    session.out.table((*COLUMNS, "API calls"), [_row(run) for run in runs], numbers=NUMBERS)
+    columns, rows = [*COLUMNS, "API calls"], [_row(run) for run in runs]
+    if session.out.on_terminal:
+        # Where a table must fit the screen, what did not happen needs no column. In a pipe they are always the same.
+        happened = [
+            index for index, name in enumerate(columns) if name not in SELDOM or any(_count(row[index]) for row in rows)
+        ]
+        columns, rows = [columns[index] for index in happened], [[row[index] for index in happened] for row in rows]
+    session.out.table(columns, rows, numbers=[name for name in columns if name in NUMBERS])
+
+
+def _count(cell: Part) -> bool:
+    return (cell if isinstance(cell, str) else cell[0]) != "0"
 
 
 def _row(run: Run) -> list[Part]:

@@ -49,7 +49,7 @@ async def carry_out(app: App, out: Output, runs: Sequence[Run], *, write: bool) 
     with Notices() as notices, _interruptible(stop, out):
         tasks = [loop.start() for loop in loops]
         try:
-            with progress(out, notices) as shown:
+            with progress(out, notices, leave=write) as shown:
                 await _until_ended(app, runs, tasks, news, stop, shown.show, shown.every)
         finally:
             # Side by side: none waits for another's patience.

@@ -214,7 +214,9 @@ async def _plan(session: Session, app: App, names: list[str] | None, detailed: b
         document = await read_plan(app.store, run.run_id) or {"run_id": run.run_id, "sync_id": run.sync_id, "items": []}
         documents.append({**document, "status": str(run.status), "error": run.error})
     _result(session, documents[0] if len(documents) == 1 else {"plans": documents})
-    for one, document in zip(syncs, documents, strict=True):
+    for number, (one, document) in enumerate(zip(syncs, documents, strict=True)):
+        if number:
+            session.out.line()
         show_plan(session, one, document)
     if any(document["error"] or document.get("failed") for document in documents):
         return FAILED

@@ -28,7 +28,15 @@ from shared.errors import (
 )
 from shared.model import Secret
 from shared.vaults.hashicorp import Settings
-from shared.vaults.hashicorp.adapter import BREAKDOWNS, HVAC_ERRORS, breakdown, hvac_failure, refusal
+from shared.vaults.hashicorp.adapter import (
+    BREAKDOWNS,
+    HVAC_ERRORS,
+    Forbidden,
+    TokenRefused,
+    breakdown,
+    hvac_failure,
+    refusal,
+)
 from shared.vaults.hashicorp.kv import KvVault
 from tests.contract.vaults.harness import everything_told_by
 
@@ -151,7 +159,8 @@ def test_the_closer_kinds_come_first() -> None:
         (400, ["Upgrading from non-versioned to versioned data."], Unavailable, False),
         (400, ["anything"], InvalidSecret, False),
         (401, [], AccessDenied, False),
-        (403, ["1 error occurred:\n\t* permission denied\n\n"], AccessDenied, False),
+        (403, ["1 error occurred:\n\t* permission denied\n\n"], Forbidden, False),
+        (403, ["2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n"], TokenRefused, False),
         (404, [], SecretNotFound, False),
         (404, ["namespace not found"], MountNotFound, False),
         (404, ['no handler for route "nope/data/x". route entry not found.'], MountNotFound, False),
@@ -189,7 +198,7 @@ def test_every_status_that_hvac_knows_is_known_here() -> None:
     for status in (400, 401, 403, 404, 429, 500, 501, 502, 503):
         theirs = type(hvac.exceptions.VaultError.from_status(status))
         ours = refusal(status, {}, b'{"errors": []}', vault_id="hub", call="GET x", quotable=True)
-        assert type(ours) is HVAC_ERRORS[theirs]
+        assert isinstance(ours, HVAC_ERRORS[theirs])
 
 
 @pytest.mark.parametrize(("header", "seconds"), [("3", 3.0), ("0.5", 0.5), ("-1", 0.0), ("soon", None), ("", None)])

@@ -19,6 +19,7 @@ azure.login, jwt.jwt_login, token.lookup_self, token.renew_self.
 
 from __future__ import annotations
 
+import io
 import json
 import ssl
 import time
@@ -49,12 +50,18 @@ from shared.vaults.hashicorp.settings import Settings
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
 """Vault's default max_request_size. Past it the server hangs up in mid-request, which would look like a bad network."""
 
+_LARGE = 512 * 1024
+
 CLOCK_TOLERANCE = 1.5
 """Seconds by which the server's clock may seem off before it is taken to be."""
 
 _DECODER = json.JSONDecoder(parse_float=exact_number, parse_constant=no_number)
 
 Answer = dict[str, Any]
+
+
+class Forbidden(AccessDenied):
+    """The server knows the token, and its policies do not allow the call."""
 
 
 class TokenRefused(AccessDenied):
@@ -121,8 +128,12 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac is untyped
         *,
         json: Any = None,
         params: Mapping[str, Any] | None = None,
+        wrap_ttl: None = None,
     ) -> Answer:
-        """Make one call: the parsed answer, {} where there is none. Raises `VaultError`s, never aiohttp's own."""
+        """Make one call: the parsed answer, {} where there is none. Raises `VaultError`s, never aiohttp's own.
+
+        `wrap_ttl` is what hvac passes along where a caller wants an answer wrapped; nobody does here.
+        """
         session = self._session or self._open()
         operation = method.upper()
         full = url
@@ -142,7 +153,11 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac is untyped
             # Never redirected: Vault redirects to cleaned paths, which would leave the prefix, and a standby to its
             # leader, which must not be given a token unless a person wrote down its address.
             async with session.request(
-                method, URL(self.base_uri + full, encoded=True), data=body, headers=headers, allow_redirects=False
+                method,
+                URL(self.base_uri + full, encoded=True),
+                data=_payload(body),
+                headers=headers,
+                allow_redirects=False,
             ) as response:
                 content = await response.read()
             if response.headers.get("Date", "") != self._date:
@@ -223,6 +238,11 @@ def encode(value: Any, vault_id: str) -> bytes:
     return body
 
 
+def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
+    # aiohttp writes bytes in one go, and warns where that would hold up everything else.
+    return io.BytesIO(body) if body is not None and len(body) > _LARGE else body
+
+
 def decode(content: bytes, vault_id: str) -> Answer:
     """An answer. Raises InvalidSecret for numbers that Python can not hold, Unavailable for what is not Vault's JSON."""
     failure: VaultError
@@ -272,7 +292,7 @@ _PHRASES: tuple[tuple[str, type[VaultError], str], ...] = (
 _STATUSES: dict[int, tuple[type[VaultError], str]] = {
     400: (InvalidSecret, "Vault refused the request as invalid"),
     401: (AccessDenied, "something before Vault asks for other credentials"),
-    403: (AccessDenied, "the token's policies do not allow it"),
+    403: (Forbidden, "the token's policies do not allow it"),
     405: (Unsupported, "this Vault can not do that"),
     412: (Unavailable, "this node has not caught up with its leader"),
     413: (InvalidSecret, "the value is larger than this Vault takes"),

@@ -13,7 +13,7 @@ from hvac.api import SystemBackend
 from shared.errors import AccessDenied, MountNotFound, Unavailable, VaultError
 from shared.pacing import Pacer
 from shared.vault import Finding, Use, Vault
-from shared.vaults.hashicorp.adapter import Answer, AsyncAdapter, hvac_failure
+from shared.vaults.hashicorp.adapter import Answer, AsyncAdapter, Forbidden, TokenRefused, hvac_failure
 from shared.vaults.hashicorp.login import Login
 from shared.vaults.hashicorp.settings import Settings
 
@@ -56,8 +56,8 @@ class HashicorpVault(Vault):
             token = self.adapter.token
             try:
                 return await self.pacer.call(attempt, write=write)
-            except AccessDenied as error:
-                denied = error
+            except (Forbidden, TokenRefused) as error:
+                denied: AccessDenied = error
             if await self.login.again(token, denied):
                 return await self.pacer.call(attempt, write=write)
             raise denied
@@ -131,7 +131,7 @@ class HashicorpVault(Vault):
         await self.login.refresh()
         try:
             data = await self.login.lookup()
-        except AccessDenied:
+        except Forbidden:
             return Finding("login", True, f"{self.login.method}; the token may not look at itself")
         policies = ", ".join(str(each) for each in data.get("policies") or ()) or "none"
         ttl = data.get("ttl")
@@ -167,7 +167,7 @@ class HashicorpVault(Vault):
         paths = list(dict.fromkeys(path for path, _, _ in needs))
         try:
             answer = await self.call(lambda: self.system.get_capabilities(paths))
-        except AccessDenied:
+        except Forbidden:
             hint = _policy({"sys/capabilities-self": {"update"}})
             return [Finding(subject, False, "the token may not ask what it is allowed to do", hint)]
         except VaultError as error:

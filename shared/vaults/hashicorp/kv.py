@@ -19,7 +19,7 @@ from hvac.api.secrets_engines import KvV1, KvV2
 from shared.errors import AccessDenied, Conflict, InvalidSecret, MountNotFound, SecretNotFound, Unsupported
 from shared.model import Entry, Expect, Secret
 from shared.vault import Capabilities, Finding, FingerprintCost, Use, check_name
-from shared.vaults.hashicorp.adapter import MAX_REQUEST_BYTES, Answer, encode
+from shared.vaults.hashicorp.adapter import MAX_REQUEST_BYTES, Answer, Forbidden, encode
 from shared.vaults.hashicorp.base import PROBE, HashicorpVault
 from shared.vaults.hashicorp.numbers import survives
 from shared.vaults.hashicorp.settings import Settings
@@ -67,7 +67,7 @@ class KvVault(HashicorpVault):
         path = f"/v1/sys/internal/ui/mounts/{quote(self._mount)}"
         try:
             answer = await self.call(lambda: self.adapter.request("get", path))
-        except (AccessDenied, SecretNotFound, MountNotFound, InvalidSecret):
+        except (Forbidden, SecretNotFound, MountNotFound, InvalidSecret):
             return None
         mount = answer.get("data") or {}
         if str(mount.get("path", "")).strip("/") != self._mount:
@@ -84,7 +84,7 @@ class KvVault(HashicorpVault):
             await self.call(lambda: self._v2.read_configuration(mount_point=self._mount))
         except SecretNotFound:
             return 1
-        except AccessDenied:
+        except Forbidden:
             pass
         else:
             return 2
@@ -281,7 +281,7 @@ class KvVault(HashicorpVault):
     async def _probe_mount(self) -> None:
         try:
             await self._list_folder(f"{PROBE}/")
-        except AccessDenied:
+        except Forbidden:
             # What may be listed is looked at prefix by prefix.
             return
 

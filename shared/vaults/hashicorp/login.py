@@ -17,7 +17,7 @@ from typing import Any
 from hvac.api.auth_methods import JWT, AppRole, Azure, Kubernetes, Token
 
 from shared.errors import AccessDenied, MountNotFound, Unavailable, VaultError
-from shared.vaults.hashicorp.adapter import Answer, AsyncAdapter, TokenRefused
+from shared.vaults.hashicorp.adapter import Answer, AsyncAdapter, Forbidden, TokenRefused
 from shared.vaults.hashicorp.settings import AppRoleAuth, Auth, AzureAuth, JwtAuth, KubernetesAuth, TokenAuth
 
 RENEW_AT = 2 / 3
@@ -186,7 +186,7 @@ class Login:
         except TokenRefused:
             self._adapter.token = None
             failure = self._denied("the token is not valid: it never was, has expired, or was revoked")
-        except AccessDenied:
+        except Forbidden:
             # It may do things, but not look at itself: so nothing is known about its lifetime.
             self._due = self._expires = math.inf
             return
@@ -240,11 +240,11 @@ class Login:
 
         failure: VaultError
         try:
-            async with ManagedIdentityCredential(client_id=auth.client_id) as credential:
+            async with ManagedIdentityCredential(client_id=auth.client_id, retry_total=0) as credential:
                 token: str = (await credential.get_token(f"{auth.resource}/.default")).token
                 return token
         except ClientAuthenticationError:
-            failure = self._denied("the managed identity was refused a token")
+            failure = self._denied("there is no managed identity here, or it was refused a token")
         except (ServiceRequestError, AzureError) as error:
             failure = Unavailable(
                 f"no token from the managed identity endpoint ({type(error).__name__})", vault=self._vault_id

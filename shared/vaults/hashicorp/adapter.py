@@ -278,6 +278,7 @@ _PHRASES: tuple[tuple[str, type[VaultError], str], ...] = (
         "this secret or its mount demands check-and-set, and the write named no version",
     ),
     ("no handler for route", MountNotFound, "there is no such mount: check `mount` (and `namespace`)"),
+    ("key being too large", InvalidSecret, "the name is longer than this Vault's storage takes"),
     ("too large", InvalidSecret, "the value is larger than this Vault or its storage takes"),
     ("Value exceeds", InvalidSecret, "the value is larger than this Vault's storage takes"),
     ("exceeds allowed", InvalidSecret, "the value passes one of this Vault's limits on JSON (depth, length, entries)"),

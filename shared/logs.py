@@ -32,7 +32,11 @@ LEVEL = "VAULTFERRY_LOG_LEVEL"
 LEVELS = ("debug", "info", "warning", "error")
 TELEMETRY = "APPLICATIONINSIGHTS_CONNECTION_STRING"
 NAME = "vaultferry"
-CHATTY = ("azure", "hvac", "urllib3", "httpx", "httpcore", "aiohttp", "asyncio", "uvicorn")
+CHATTY = (
+    # Not "azure" as a whole: the Functions worker's own loggers are below it.
+    *(f"azure.{name}" for name in ("core", "data", "identity", "keyvault", "monitor", "storage")),
+    *("hvac", "urllib3", "httpx", "httpcore", "aiohttp", "asyncio", "uvicorn"),
+)
 """Libraries whose loggers tell of requests, and some of headers: only warnings of theirs are let through."""
 
 _trace: ContextVar[Mapping[str, str] | None] = ContextVar("vaultferry_trace", default=None)

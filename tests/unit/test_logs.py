@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from shared.errors import ConfigError
-from shared.logs import HIDDEN, RedactingFilter, invocation, log_to, log_to_host, redact_text
+from shared.logs import CHATTY, HIDDEN, RedactingFilter, invocation, log_to, log_to_host, redact_text
 
 CANARY = "canary-5e9b"
-NAMES = ("vaultferry", "azure", "hvac", "urllib3", "httpx", "httpcore", "aiohttp", "asyncio", "uvicorn")
+NAMES = ("vaultferry", *CHATTY)
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 

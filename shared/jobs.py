@@ -6,6 +6,7 @@ queue trigger's metadata (`id`, `dequeueCount`, `expirationTime`, …), which a 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import TypeAlias
 from shared.errors import StoreError
 
 PLAN_QUEUE = "vaultferry-plan"
-WRITE_QUEUE_PREFIX = "vaultferry-write-"
+WRITE_QUEUE_PREFIX = "vaultferry-to-"
 POISON_SUFFIX = "-poison"
 MAX_BODY = 48 * 1024
 """Bytes of a message before base64: what fits a storage queue's 64 KiB
@@ -25,6 +26,13 @@ MAX_PATHS = 250
 
 
 def write_queue(vault_id: str) -> str:
+    """The queue of a written vault: with `-poison` at most 63 characters, as a storage queue's name may have.
+
+    It takes no two hyphens in a row (https://learn.microsoft.com/rest/api/storageservices/naming-queues-and-metadata):
+    ids with those are hashed.
+    """
+    if "--" in vault_id or vault_id.endswith("-"):
+        return f"{WRITE_QUEUE_PREFIX}{hashlib.sha256(vault_id.encode()).hexdigest()[:32]}"
     return f"{WRITE_QUEUE_PREFIX}{vault_id}"
 
 

@@ -16,7 +16,7 @@ from shared.queues.storage_queue import StorageQueues
 @pytest.mark.real
 async def test_queue_and_poison_functions_run_on_a_storage_account(azurite: str) -> None:
     app = func.FunctionApp()
-    name = f"vaultferry-write-{secrets.token_hex(6)}"
+    name = f"vaultferry-to-{secrets.token_hex(6)}"
     seen: list[tuple[str, int | None]] = []
     poisoned = asyncio.Event()
 

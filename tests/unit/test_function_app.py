@@ -71,10 +71,10 @@ def test_a_configuration_registers_its_timers_its_queues_and_every_route(tmp_pat
     assert queues == {
         "plan": ("vaultferry-plan", "AzureWebJobsStorage"),
         "poison_plan": ("vaultferry-plan-poison", "AzureWebJobsStorage"),
-        "write_x": ("vaultferry-write-x", "AzureWebJobsStorage"),
-        "poison_write_x": ("vaultferry-write-x-poison", "AzureWebJobsStorage"),
-        "write_poison_x": ("vaultferry-write-poison-x", "AzureWebJobsStorage"),
-        "poison_write_poison_x": ("vaultferry-write-poison-x-poison", "AzureWebJobsStorage"),
+        "write_x": ("vaultferry-to-x", "AzureWebJobsStorage"),
+        "poison_write_x": ("vaultferry-to-x-poison", "AzureWebJobsStorage"),
+        "write_poison_x": ("vaultferry-to-poison-x", "AzureWebJobsStorage"),
+        "poison_write_poison_x": ("vaultferry-to-poison-x-poison", "AzureWebJobsStorage"),
     }
     routes = {
         (t["methods"][0].value, t["route"], t["authLevel"].value)
@@ -294,7 +294,7 @@ async def test_a_job_waits_while_the_configuration_is_broken(tmp_path: Path) -> 
     write_config(tmp_path, MANY)
     try:
         queues = (await lazy.get()).queues
-        assert [await queues.depth(name) for name in (jobs.PLAN_QUEUE, "vaultferry-write-x-poison")] == [1, 1]
+        assert [await queues.depth(name) for name in (jobs.PLAN_QUEUE, "vaultferry-to-x-poison")] == [1, 1]
         assert await bodies(lazy, jobs.PLAN_QUEUE) == []
     finally:
         await lazy.aclose()

@@ -62,9 +62,9 @@ async def test_the_json_has_what_was_promised_and_the_details(app: App) -> None:
     assert shown["calls"] == {"hub": 65, "prod": 70}
     assert shown["queues"] == {
         "vaultferry-plan": 1,
-        "vaultferry-write-prod": 1,
+        "vaultferry-to-prod": 1,
         "vaultferry-plan-poison": 0,
-        "vaultferry-write-prod-poison": 1,
+        "vaultferry-to-prod-poison": 1,
     }
     sync = shown["syncs"]["hub-to-prod"]
     assert (sync["last_run_status"], sync["last_run_seconds"]) == ("partial", 90.0)
@@ -92,7 +92,7 @@ async def test_prometheus_reads_the_same_numbers(app: App) -> None:
     assert samples["vaultferry_last_run_duration_seconds", "hub-to-prod"] == 90
     assert samples["vaultferry_last_success_age_seconds", "hub-to-prod"] == 7200
     assert ("vaultferry_last_success_age_seconds", "by-hand") not in samples
-    assert samples["vaultferry_queue_depth", "vaultferry-write-prod-poison"] == 1
+    assert samples["vaultferry_queue_depth", "vaultferry-to-prod-poison"] == 1
     assert samples["vaultferry_objects", "failed", "hub-to-prod"] == 1
     assert samples["vaultferry_syncs_configured",] == 3
     assert [samples["vaultferry_sync_enabled", sync] for sync in ("hub-to-prod", "resting")] == [1, 0]

@@ -42,6 +42,6 @@ async def other(make_queues: Callable[[], Queues], queues: Queues) -> AsyncItera
 
 @pytest.fixture
 async def queue(queues: Queues) -> str:
-    name = f"vaultferry-write-{secrets.token_hex(8)}"
+    name = f"vaultferry-to-{secrets.token_hex(8)}"
     await queues.ensure([name])
     return name

@@ -28,7 +28,7 @@ from shared.errors import (
 )
 from shared.model import Secret
 from shared.vaults.hashicorp import Settings
-from shared.vaults.hashicorp.adapter import (
+from shared.vaults.hashicorp.failures import (
     BREAKDOWNS,
     HVAC_ERRORS,
     Forbidden,

@@ -13,7 +13,8 @@ from hvac.api import SystemBackend
 from shared.errors import AccessDenied, MountNotFound, Unavailable, VaultError
 from shared.pacing import Pacer
 from shared.vault import Finding, Use, Vault
-from shared.vaults.hashicorp.adapter import Answer, AsyncAdapter, Forbidden, TokenRefused, hvac_failure
+from shared.vaults.hashicorp.adapter import AsyncAdapter
+from shared.vaults.hashicorp.failures import Answer, Forbidden, TokenRefused, hvac_failure
 from shared.vaults.hashicorp.login import Login
 from shared.vaults.hashicorp.settings import Settings
 

@@ -19,8 +19,9 @@ from hvac.api.secrets_engines import KvV1, KvV2
 from shared.errors import AccessDenied, Conflict, InvalidSecret, MountNotFound, SecretNotFound, Unsupported
 from shared.model import Entry, Expect, Secret
 from shared.vault import Capabilities, Finding, FingerprintCost, Use, check_name
-from shared.vaults.hashicorp.adapter import MAX_REQUEST_BYTES, Answer, Forbidden, encode
+from shared.vaults.hashicorp.adapter import MAX_REQUEST_BYTES, encode
 from shared.vaults.hashicorp.base import PROBE, HashicorpVault
+from shared.vaults.hashicorp.failures import Answer, Forbidden
 from shared.vaults.hashicorp.numbers import survives
 from shared.vaults.hashicorp.settings import Settings
 

@@ -17,7 +17,8 @@ from typing import Any
 from hvac.api.auth_methods import JWT, AppRole, Azure, Kubernetes, Token
 
 from shared.errors import AccessDenied, MountNotFound, Unavailable, VaultError
-from shared.vaults.hashicorp.adapter import Answer, AsyncAdapter, Forbidden, TokenRefused
+from shared.vaults.hashicorp.adapter import AsyncAdapter
+from shared.vaults.hashicorp.failures import Answer, Forbidden, TokenRefused
 from shared.vaults.hashicorp.settings import AppRoleAuth, Auth, AzureAuth, JwtAuth, KubernetesAuth, TokenAuth
 
 RENEW_AT = 2 / 3

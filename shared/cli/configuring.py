@@ -210,7 +210,7 @@ def _show_findings(session: Session, findings: list[tuple[str, Finding]]) -> Non
         [vault, finding.subject, ("ok", GOOD) if finding.ok else ("missing", BAD), finding.detail]
         for vault, finding in findings
     ]
-    out.table(("Vault", "What", "", "Detail"), rows)
+    out.table(("Vault", "What", "", "Detail"), rows, wide=("Detail",))
     for vault, finding in findings:
         if not finding.ok and finding.hint:
             out.line((f"{vault}, {finding.subject}: ", UNSURE), finding.hint)

@@ -66,7 +66,8 @@ async def _status(session: Session, app: App, name: str | None) -> int:
         "Conflict",
         "Next run (UTC)",
     )
-    session.out.table(columns, [_status_row(document) for document in documents], numbers=columns[4:8])
+    rows = [_status_row(document) for document in documents]
+    session.out.table(columns, rows, numbers=columns[4:8], seldom=columns[5:8])
     if name:
         await _details(session, app, name)
     for document in documents:
@@ -108,7 +109,8 @@ async def _details(session: Session, app: App, name: str) -> None:
     if runs:
         session.out.line()
         session.out.line(("Latest runs", STRONG))
-        session.out.table(_RUN_COLUMNS, [_run_row(run, seconds(run)) for run in runs], numbers=_RUN_COLUMNS[4:])
+        rows = [_run_row(run, seconds(run)) for run in runs]
+        session.out.table(_RUN_COLUMNS, rows, numbers=_RUN_COLUMNS[4:], seldom=_RUN_COLUMNS[5:8])
     shown = 0
     async for state in app.store.list_objects(name, status=ObjectStatus.FAILED):
         if shown == FAILURES_SHOWN:
@@ -118,7 +120,7 @@ async def _details(session: Session, app: App, name: str) -> None:
         session.out.line(("  ! ", BAD), f"{state.path} → {state.target}  ", (state.error or "", QUIET))
 
 
-_RUN_COLUMNS = ("Run", "Began by", "Result", "Kind", "Planned", "Written", "Deleted", "Failed", "Seconds")
+_RUN_COLUMNS = ("Run", "By", "Result", "Kind", "Planned", "Written", "Deleted", "Failed", "Seconds")
 
 
 def _run_row(run: Run, took: str) -> list[Part]:
@@ -236,7 +238,10 @@ async def _history(
         session.out.line("Nothing so far." if not (path or status or since) else "Nothing matches.")
         return FINE
     session.out.table(
-        ("When (UTC)", "What", "Secret", "Target", "Version", "Status", "Reason"), [_history_row(row) for row in rows]
+        ("When (UTC)", "What", "Secret", "Target", "Version", "Status", "Reason"),
+        [_history_row(row) for row in rows],
+        wide=("Secret", "Reason"),
+        seldom=("Reason",),
     )
     if cursor is not None:
         session.out.line((f"There is more: --limit {limit * 10} shows older rows too.", QUIET))

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeAlias
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,36 +74,60 @@ class Output:
         on_terminal = sys.stderr.isatty()
         _line(sys.stderr, on_terminal, _console(sys.stderr) if on_terminal else None, parts)
 
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence[Part]], *, numbers: Iterable[str] = ()) -> None:
-        """Rows under headings; `numbers` are the columns to set flush right. Nothing with `--json`."""
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[Part]],
+        *,
+        numbers: Collection[str] = (),
+        wide: Collection[str] = (),
+        seldom: Collection[str] = (),
+    ) -> None:
+        """Rows under headings; nothing with `--json`.
+
+        `numbers` are set flush right. On a terminal, which is only so wide, the cells of `wide` columns may take several
+        lines, and `seldom` columns are left out when they say nothing; in a pipe the columns are always the same.
+        """
         if self.as_json:
             return
-        right = {columns.index(name) for name in numbers}
+        cells = [[cell if isinstance(cell, tuple) else (cell, "") for cell in row] for row in rows]
         if self.on_terminal:
-            self._rich_table(columns, rows, right)
+            self._rich_table(columns, cells, numbers, wide, seldom)
             return
         from rich.cells import cell_len
 
-        lines = [list(columns), *([_plain(cell) for cell in row] for row in rows)]
+        lines = [list(columns), *([printable(text) for text, _ in row] for row in cells)]
         widths = [max(cell_len(line[index]) for line in lines) for index in range(len(columns))]
         for line in lines:
-            cells = []
-            for index, cell in enumerate(line):
-                space = " " * (widths[index] - cell_len(cell))
-                cells.append(space + cell if index in right else cell + space)
-            sys.stdout.write("  ".join(cells).rstrip() + "\n")
+            padded = []
+            for name, text, width in zip(columns, line, widths, strict=True):
+                space = " " * (width - cell_len(text))
+                padded.append(space + text if name in numbers else text + space)
+            sys.stdout.write("  ".join(padded).rstrip() + "\n")
         sys.stdout.flush()
 
-    def _rich_table(self, columns: Sequence[str], rows: Iterable[Sequence[Part]], right: set[int]) -> None:
+    def _rich_table(
+        self,
+        columns: Sequence[str],
+        cells: Sequence[Sequence[tuple[str, str]]],
+        numbers: Collection[str],
+        wide: Collection[str],
+        seldom: Collection[str],
+    ) -> None:
         from rich import box
         from rich.table import Table
 
         table = Table(box=box.SIMPLE_HEAD, header_style="bold", padding=(0, 1), collapse_padding=True)
-        for index, name in enumerate(columns):
-            # A heading is never broken; what is long goes on in the next line of its cell.
-            table.add_column(name, justify="right" if index in right else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(_text([cell]) for cell in row))
+        kept = [
+            index
+            for index, name in enumerate(columns)
+            if name not in seldom or any(row[index][0] not in ("", "0") for row in cells)
+        ]
+        for name in (columns[index] for index in kept):
+            justify: Literal["left", "right"] = "right" if name in numbers else "left"
+            table.add_column(name, justify=justify, overflow="fold", no_wrap=name not in wide)
+        for row in cells:
+            table.add_row(*(_text([row[index]]) for index in kept))
         self.console.print(table)
 
 

@@ -92,7 +92,7 @@ class Bars(Progress):
     every = BAR_EVERY
 
     def __init__(self, out: Output, notices: Notices, *, leave: bool) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as RichProgress
         from rich.table import Column
 
@@ -101,7 +101,7 @@ class Bars(Progress):
         self._rich = RichProgress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=32),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}", markup=False, style="yellow", table_column=Column(no_wrap=True, ratio=1)),
             console=out.console,
@@ -119,15 +119,16 @@ class Bars(Progress):
     def show(self, looks: Mapping[str, Look]) -> None:
         for run_id, look in looks.items():
             if run_id not in self._tasks:
-                self._tasks[run_id] = self._rich.add_task(look.run.sync_id, total=None, note="")
-            known = look.planned if look.planned or not look.run.status.active else None
-            note = self.notices.of(look.run.sync_id) if look.run.status.active else ""
-            if look.run.status.active and not note and look.stage in ("queued", "planning"):
-                note = "planning"
-            # A bar without anything to do is a full one.
-            total = max(known, 1) if known is not None else None
-            done = look.done if known else (1 if known == 0 else 0)
-            self._rich.update(self._tasks[run_id], total=total, completed=done, note=note)
+                self._tasks[run_id] = self._rich.add_task(look.run.sync_id, total=None, count="", note="")
+            active = look.run.status.active
+            note = self.notices.of(look.run.sync_id) if active else ""
+            if active and look.stage in ("queued", "planning"):
+                note = note or "planning"
+            count, total, done = f"{look.done:,}/{look.planned:,}", look.planned, look.done
+            if not look.planned:
+                # Either nobody knows yet, or nothing is to be done: then the bar is full.
+                count, total, done = ("", None, 0) if active else ("nothing to do", 1, 1)
+            self._rich.update(self._tasks[run_id], total=total, completed=done, count=count, note=note)
 
 
 class Lines(Progress):

@@ -77,23 +77,14 @@ def run_document(ended: Ended) -> dict[str, Any]:
 
 
 def _table(session: Session, runs: Sequence[Run]) -> None:
-    columns, rows = [*COLUMNS, "API calls"], [_row(run) for run in runs]
-    if session.out.on_terminal:
-        # Where a table must fit the screen, what did not happen needs no column. In a pipe they are always the same.
-        happened = [
-            index for index, name in enumerate(columns) if name not in SELDOM or any(_count(row[index]) for row in rows)
-        ]
-        columns, rows = [columns[index] for index in happened], [[row[index] for index in happened] for row in rows]
-    session.out.table(columns, rows, numbers=[name for name in columns if name in NUMBERS])
-
-
-def _count(cell: Part) -> bool:
-    return (cell if isinstance(cell, str) else cell[0]) != "0"
+    session.out.table(COLUMNS, [_row(run) for run in runs], numbers=NUMBERS, seldom=SELDOM)
+    for run in runs:
+        calls = ", ".join(f"{vault} {count:,}" for vault, count in sorted(run.calls.items())) or "none"
+        session.out.line((f"API calls{f' of {run.sync_id}' if len(runs) > 1 else ''}: {calls}", QUIET))
 
 
 def _row(run: Run) -> list[Part]:
     status = str(run.status)
-    calls = ", ".join(f"{vault} {count:,}" for vault, count in sorted(run.calls.items())) or "none"
     counts: list[Part] = [f"{n:,}" for n in (run.planned, run.written, run.unchanged, run.drifted, run.deleted)]
     return [
         run.sync_id,
@@ -102,7 +93,6 @@ def _row(run: Run) -> list[Part]:
         (f"{run.failed:,}", BAD if run.failed else ""),
         (f"{run.conflicts:,}", UNSURE if run.conflicts else ""),
         seconds(run),
-        calls,
     ]
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 GRACE = 5.0
 """Seconds that jobs under way may still take after Ctrl-C."""
+AGAIN = 5.0
+"""Seconds until a job that broke off is tried again: somebody sits and waits."""
 SOMEBODY_ELSE = 1.0
 """Seconds until the store is looked at again when nothing happened here: another process may have ended the run."""
 
@@ -70,6 +72,7 @@ async def look(app: App, run_id: str) -> Look:
 
 
 def _loops(app: App, vaults: Iterable[str], news: asyncio.Event) -> list[QueueLoop]:
+    from shared.host_settings import HostSettings
     from shared.jobs import PLAN_QUEUE, POISON_SUFFIX, write_queue
     from shared.queue_loop import QueueLoop
 
@@ -82,10 +85,11 @@ def _loops(app: App, vaults: Iterable[str], news: asyncio.Event) -> list[QueueLo
     def handled(message: Message) -> None:
         news.set()
 
+    settings = HostSettings(visibility_timeout=AGAIN)
     names = [PLAN_QUEUE, *(write_queue(vault) for vault in vaults)]
     return [
-        *(QueueLoop(app.queues, name, handle, handled=handled) for name in names),
-        *(QueueLoop(app.queues, name + POISON_SUFFIX, give_up, handled=handled) for name in names),
+        *(QueueLoop(app.queues, name, handle, settings, handled=handled) for name in names),
+        *(QueueLoop(app.queues, name + POISON_SUFFIX, give_up, settings, handled=handled) for name in names),
     ]
 
 

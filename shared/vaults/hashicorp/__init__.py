@@ -1,7 +1,8 @@
 """HashiCorp Vault and OpenBao: KV version 1 and 2, and ACL policies (`resource: policies`).
 
 settings.py   what the configuration may say, with the usual VAULT_* variables as defaults
-adapter.py    hvac's requests on one aiohttp session; statuses and SDK exceptions become shared.errors
+adapter.py    hvac's requests on one aiohttp session
+failures.py   statuses and SDK exceptions become shared.errors
 numbers.py    which numbers can be carried exactly
 login.py      the token: login, renewal, login again
 base.py       what the vaults below have in common; `check`

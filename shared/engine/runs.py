@@ -134,7 +134,7 @@ class Runs:
             status, error = verdict(counted, progress, chunks)
             ended = replace(counted, status=status, error=error)
             if saved := await self._end(ended, progress, chunks):
-                log.info("run %s", status, extra={"sync": run.sync_id, "run": run_id, "error": error})
+                log.info("run %s%s", status, f": {error}" if error else "", extra={"sync": run.sync_id, "run": run_id})
                 return saved
         raise StoreError(f"run {run_id} could not be closed: its record keeps changing")
 

@@ -20,7 +20,7 @@ from shared.engine.installation import Installation, backoff
 from shared.engine.runs import Runs
 from shared.engine.survey import SourceView, TargetView
 from shared.engine.tally import HELD_SUFFIX
-from shared.errors import StoreError, SyncError, Unavailable, VaultError
+from shared.errors import AccessDenied, InvalidSecret, StoreError, SyncError, Unavailable, VaultError
 from shared.history import Save, Store
 from shared.jobs import PlanJob
 from shared.model import (
@@ -247,7 +247,16 @@ class Planner:
             for path in paths
             if (why := view.source.refused.get(path) or view.naming.refused.get(path)) is not None
         }
-        changes = await asyncio.gather(*(view.compare(run, path) for path in paths if path not in refused))
+
+        async def one(path: str) -> Change | None:
+            try:
+                return await view.compare(run, path)
+            except (AccessDenied, InvalidSecret) as error:
+                # That is between this secret and us: the others go on.
+                refused[path] = str(error)
+                return None
+
+        changes = await asyncio.gather(*[one(path) for path in paths if path not in refused])
         unchanged = sum(change.kind in (ChangeKind.UNCHANGED, ChangeKind.SKIP) for change in changes if change)
         return Slice([change for change in changes if change], refused, unchanged)
 

@@ -470,6 +470,30 @@ async def test_a_token_that_lost_its_permissions_fails_the_run_and_deletes_nothi
         assert await here.errors(app) == {}
 
 
+@pytest.mark.parametrize("side", ["hub", "second"])
+async def test_metadata_that_may_not_be_read_fails_that_secret_only(
+    here: Installation, hub: Place, second: Place, side: str
+) -> None:
+    reader, writer = hub.policy(rules(SOURCE_RULES)), second.policy(rules(TARGET_RULES))
+    here.add("hub", hub, auth(reader))
+    here.add("second", second, auth(writer))
+    for name in "abc":
+        hub.put(f"apps/{name}", {"value": "1"})
+    async with here.app(SECOND + IMPATIENT) as app:
+        assert await synced(here, app) == {"written": 3}
+        hub.put("apps/b", {"value": "2"})
+        token, granted = (reader, SOURCE_RULES) if side == "hub" else (writer, TARGET_RULES)
+        folder = "apps" if side == "hub" else "copy"
+        token.allow(f'{rules(granted)}\npath "MOUNT/metadata/{folder}/a" {{ capabilities = ["deny"] }}')
+        assert await synced(here, app, "partial") == {"written": 1, "unchanged": 1, "failed": 1}
+        errors = await here.errors(app)
+        assert list(errors) == [("second", "a")]
+        assert f"metadata/{folder}/a" in errors["second", "a"]
+        token.allow(rules(granted))
+        assert await synced(here, app) == {"unchanged": 3}
+        assert await here.errors(app) == {}
+
+
 async def test_a_source_mount_that_is_gone_deletes_nothing(
     here: Installation, hub: Place, second: Place, new_place: Any
 ) -> None:

@@ -563,3 +563,32 @@ async def test_a_job_that_kills_its_worker_is_split_and_then_recorded(
     ended = await engine.runs.view(run.run_id)
     assert ended.status is RunStatus.PARTIAL
     assert counts(ended) == {"planned": 4, "written": 2, "failed": 2}
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+@pytest.mark.parametrize("error", [AccessDenied, InvalidSecret])
+async def test_a_secret_that_can_not_be_looked_at_fails_alone(
+    tmp_path: Path, side: str, error: type[AccessDenied | InvalidSecret]
+) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way(delete=DeletePolicy(propagate=True))) as w:
+        for name in "abc":
+            source.put(name, "1")
+        await w.sync()
+        source.put("c", "2")
+        looked_at = {"source": source, "target": target}[side]
+
+        async def hook(vault: str, operation: str, name: str) -> None:
+            if (operation, name) == ("describe", "a"):
+                raise error("no", vault=vault, path=name)
+
+        looked_at.hook = hook
+        run = await w.sync()
+        assert run.status is RunStatus.PARTIAL
+        assert counts(run) == {"planned": 2, "written": 1, "unchanged": 1, "failed": 1}
+        assert target.values() == source.values()
+        await w.sync()
+        assert sorted(await w.history()) == ["create", "create", "create", "fail", "update"], "said once"
+        looked_at.hook = None
+        assert (await w.sync()).status is RunStatus.SUCCEEDED
+        assert [state async for state in w.store.list_objects("s", status=ObjectStatus.FAILED)] == []

@@ -425,7 +425,7 @@ async def approve_run(apps: Apps, request: Request) -> Response:
 async def health(apps: Apps, request: Request) -> Response:
     from shared.health import examine
 
-    report = await examine(apps)
+    report = await examine(apps.get)
     return json_response(report, 503 if report["status"] == "error" else 200)
 
 

@@ -7,7 +7,7 @@ has succeeded for two turns of its schedule. Monitors go by the status code: deg
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,6 @@ from shared.queue_loop import describe
 from shared.timer_loop import next_tick
 
 if TYPE_CHECKING:
-    from shared.api import Apps
     from shared.app import App
 
 PATIENCE = 10.0
@@ -29,13 +28,13 @@ LATE = timedelta(minutes=5)
 Check = dict[str, Any]
 
 
-async def examine(apps: Apps) -> dict[str, Any]:
-    """Look at everything. Raises nothing that it looks for."""
+async def examine(get_app: Callable[[], Awaitable[App]]) -> dict[str, Any]:
+    """Look at everything, the app itself first. Raises nothing that it looks for."""
     checks: dict[str, Any] = {}
     app: App | None = None
     try:
         async with asyncio.timeout(PATIENCE):
-            app = await apps.get()
+            app = await get_app()
     except ConfigError as error:
         checks["config"] = _error(str(error))
     except (StoreError, TimeoutError) as error:

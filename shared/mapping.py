@@ -7,6 +7,7 @@ import hmac
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from functools import lru_cache
 
 from shared.errors import InvalidSecret, VaultError
@@ -166,8 +167,7 @@ class Digester:
     def digest(self, fields: Fields) -> str:
         """HMAC-SHA256 of the canonical JSON, in hex. Raises InvalidSecret for what is not JSON."""
         try:
-            text = canonical_json(fields)
-            data = text.encode()
+            data = canonical_json(_as_read_back(fields)).encode()
         except (ValueError, TypeError):
             raise InvalidSecret("its value is not JSON") from None
         return hmac.new(self._key, data, hashlib.sha256).hexdigest()
@@ -175,6 +175,17 @@ class Digester:
     def fingerprint(self, fields: Fields) -> str:
         """A fingerprint for vaults where only the value tells; another key gives another one."""
         return f"{self.key_id}:{self.digest(fields)}"
+
+
+def _as_read_back(value: Any) -> Any:
+    """A value with whole floats as integers: 1.0 and 1 are one number, and KV v2 gives the former back as the latter."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() and abs(value) < 1e21 else value
+    if isinstance(value, Mapping):
+        return {key: _as_read_back(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_read_back(each) for each in value]
+    return value
 
 
 def owner_mark(sync: Sync, source_address: str) -> str:

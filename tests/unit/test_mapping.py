@@ -112,6 +112,13 @@ def test_a_digest_depends_on_the_fields_alone(fields: dict[str, object]) -> None
     assert digester.digest({**fields, "one more": 1}) != digester.digest({**fields, "one more": 2})
 
 
+def test_a_whole_number_is_the_same_however_it_is_written() -> None:
+    digester = Digester("k" * 40)
+    assert digester.digest({"n": [1.0, {"m": -0.0}]}) == digester.digest({"n": [1, {"m": 0}]})
+    assert digester.digest({"n": 1.5}) != digester.digest({"n": 1})
+    assert digester.digest({"n": True}) != digester.digest({"n": 1})
+
+
 def test_what_is_no_json_is_refused_without_being_quoted() -> None:
     for value in (float("nan"), object(), "\ud800"):
         with pytest.raises(InvalidSecret) as caught:

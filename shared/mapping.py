@@ -7,8 +7,8 @@ import hmac
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 from functools import lru_cache
+from typing import Any
 
 from shared.errors import InvalidSecret, VaultError
 from shared.model import Fields, Granularity, Secret, Sync, Target, canonical_json

@@ -34,12 +34,12 @@ def serve(
 
 
 async def _serve(session: Session, config: Config, host: str, port: int) -> int:
-    from shared.config import SETTING
+    from shared.config import SETTING, find_config
     from shared.logs import log_to
 
     log_to(sys.stderr, session.log_level)
     # function_app.py knows the environment only, as on Azure.
-    os.environ[SETTING] = config.origin
+    os.environ[SETTING] = find_config(session.config_option, session.env)
     import function_app
     from shared.host import serve as serve_functions
     from shared.timer_loop import SqliteTicks
@@ -49,8 +49,6 @@ async def _serve(session: Session, config: Config, host: str, port: int) -> int:
             session.out.json({"url": url})
         session.out.line(f"Vaultferry answers at {url} (health: {url}/health). Ctrl-C stops it.")
 
-    for warning in config.warnings:
-        session.warn(warning)
     app = await function_app.lazy_app.get()
     try:
         await serve_functions(

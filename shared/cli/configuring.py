@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -145,6 +144,8 @@ def check(
 
 
 async def _check(session: Session, config: Config, names: list[str] | None) -> int:
+    import asyncio
+
     asked = list(dict.fromkeys(names or config.vaults))
     for name in asked:
         if name not in config.vaults:

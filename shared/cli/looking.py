@@ -110,7 +110,7 @@ async def _details(session: Session, app: App, name: str) -> None:
         session.out.line()
         session.out.line(("Latest runs", STRONG))
         rows = [_run_row(run, seconds(run)) for run in runs]
-        session.out.table(_RUN_COLUMNS, rows, numbers=_RUN_COLUMNS[4:], seldom=_RUN_COLUMNS[5:8])
+        session.out.table(_RUN_COLUMNS, rows, numbers=_RUN_COLUMNS[3:], seldom=_RUN_COLUMNS[4:7])
     shown = 0
     async for state in app.store.list_objects(name, status=ObjectStatus.FAILED):
         if shown == FAILURES_SHOWN:
@@ -120,14 +120,13 @@ async def _details(session: Session, app: App, name: str) -> None:
         session.out.line(("  ! ", BAD), f"{state.path} → {state.target}  ", (state.error or "", QUIET))
 
 
-_RUN_COLUMNS = ("Run", "By", "Result", "Kind", "Planned", "Written", "Deleted", "Failed", "Seconds")
+_RUN_COLUMNS = ("Run", "By", "Result", "Planned", "Written", "Deleted", "Failed", "Seconds")
 
 
 def _run_row(run: Run, took: str) -> list[Part]:
     result = str(run.status)
-    kind = "plan" if run.dry_run else "sync"
     counts: list[Part] = [f"{count:,}" for count in (run.planned, run.written, run.deleted, run.failed)]
-    return [run.run_id, run.trigger, (result, STATUS_STYLES.get(result, "")), kind, *counts, took]
+    return [run.run_id, "plan" if run.dry_run else run.trigger, (result, STATUS_STYLES.get(result, "")), *counts, took]
 
 
 # --- history ------------------------------------------------------------------------------------------------------

@@ -124,7 +124,8 @@ class Bars(Progress):
             note = self.notices.of(look.run.sync_id) if active else ""
             if active and look.stage in ("queued", "planning"):
                 note = note or "planning"
-            count, total, done = f"{look.done:,}/{look.planned:,}", look.planned, look.done
+            count, done = f"{look.done:,}/{look.planned:,}", look.done
+            total: int | None = look.planned
             if not look.planned:
                 # Either nobody knows yet, or nothing is to be done: then the bar is full.
                 count, total, done = ("", None, 0) if active else ("nothing to do", 1, 1)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from shared.cli.session import FINE, ConfigOption, JsonOption, LevelOption, Session, begin
-
-if TYPE_CHECKING:
-    from shared.config import Config
 
 
 def register(app: typer.Typer) -> None:
@@ -30,10 +27,10 @@ def serve(
 ) -> None:
     """Run schedules, HTTP and queues on this machine, until Ctrl-C or SIGTERM."""
     session = begin(context, config, as_json, log_level, default_level="info")
-    session.with_config(lambda found: _serve(session, found, host, port))
+    session.with_config(lambda _: _serve(session, host, port))
 
 
-async def _serve(session: Session, config: Config, host: str, port: int) -> int:
+async def _serve(session: Session, host: str, port: int) -> int:
     from shared.config import SETTING, find_config
     from shared.logs import log_to
 

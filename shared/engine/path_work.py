@@ -416,10 +416,14 @@ class PathWork:
         except AccessDenied:
             if self.vault.capabilities.fingerprint is FingerprintCost.VALUE:
                 raise
-            entry = await self.vault.describe_secret(name)
-            if entry.enabled:
+            try:
+                entry = await self.vault.describe_secret(name)
+            except SecretNotFound:
+                # Not there, and not readable if it were: whether it may be written is for the write to find out.
+                return _Found()
+            if entry.enabled and entry.live:
                 raise
-            return _Found(entry, None, True)
+            return _Found(entry, None, entry.live)
         except InvalidSecret:
             # It is there, and is nothing that we could have written.
             return _Found(Entry(name), None, True) if self.vault.capabilities.fields else _Found(None, None, True)

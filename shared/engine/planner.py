@@ -133,7 +133,8 @@ class Planner:
         await self._note_calls(run, sync, dict(source_calls))
         retry: list[SyncError] = []
         for target, result in zip(sync.targets, results, strict=True):
-            if isinstance(result, SyncError) and result.transient:
+            worth_it = isinstance(result, StoreError) or job.attempt < sync.retry_policy.max_retries
+            if isinstance(result, SyncError) and result.transient and worth_it:
                 retry.append(result)
             elif isinstance(result, SyncError):
                 await self._target_failed(run, target, result)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from shared.errors import InvalidSecret, SecretNotFound
+from shared.errors import InvalidSecret, SecretNotFound, Unavailable
 from shared.mapping import Digester, Mapper, Naming, name_all, why_left_out
 from shared.model import Entry, ObjectState, ObjectStatus, Run, Sync, Target
 from shared.plan import Change, ChangeKind, compare, first_look, gone, guard, leftovers
 from shared.vault import FingerprintCost, Vault, check_name
+
+log = logging.getLogger("vaultferry.planner")
 
 
 class SourceView:
@@ -89,6 +92,8 @@ class TargetView:
     """Paths with names that a changed mapping no longer yields."""
     vanished: set[str] = field(default_factory=set)
     """Paths that the source lists and that turn out to be deleted all the same."""
+    silent: Unavailable | None = None
+    """Why the target is not asked any more."""
     cleanup: bool = True
     """Whether the old names of renamed paths may go as soon as the new ones are there."""
 
@@ -155,7 +160,19 @@ class TargetView:
             return change
         if entry.fingerprint is None or entry.fingerprint != state.source_fingerprint or not self.sync.verify_targets:
             return compare(path, state, entry.fingerprint, None)
-        return compare(path, state, entry.fingerprint, await self._fingerprints(state))
+        return compare(path, state, entry.fingerprint, await self._verified(state))
+
+    async def _verified(self, state: ObjectState) -> Mapping[str, str | None] | None:
+        """What the target holds of a path; None where it does not answer any more: the rest is planned blindly."""
+        if self.silent is not None:
+            return None
+        try:
+            return await self._fingerprints(state)
+        except Unavailable as error:
+            if self.silent is None:
+                log.warning("%s, so the rest of it is not verified", error, extra={"sync": self.sync.id})
+            self.silent = error
+            return None
 
     def _listed_under(self, names: Sequence[str] | None) -> dict[str, Entry] | None:
         if self.listed is None or self.mapper is None or names is None:

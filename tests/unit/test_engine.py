@@ -283,6 +283,30 @@ async def test_a_dead_target_holds_up_no_other_and_is_caught_up(tmp_path: Path) 
         assert (latest.trigger, latest.status) == ("replay", RunStatus.SUCCEEDED)
 
 
+async def test_a_target_that_falls_silent_while_it_is_verified_gets_what_changed_in_the_source(
+    w: World, source: MemoryVault, target: MemoryVault
+) -> None:
+    for n in range(5):
+        source.put(f"s{n}", "1")
+    await w.sync()
+    source.put("s3", "2")
+    for operation in ("describe", "get"):
+        target.faults.add(operation, Unavailable("time-out", vault="target"), times=3)
+    run = await w.sync()
+    assert run.status is RunStatus.SUCCEEDED
+    assert run.written == 1
+    assert target.values() == source.values()
+
+
+async def test_a_source_that_stays_silent_ends_the_run_and_says_so(w: World, source: MemoryVault) -> None:
+    source.put("a", "1")
+    await w.sync()
+    source.faults.always = Unavailable("connection refused", vault="source")
+    run = await w.sync()
+    assert run.status is RunStatus.FAILED
+    assert "connection refused" in (run.error or "")
+
+
 async def test_a_missing_mount_or_a_lost_permission_never_deletes(
     w: World, source: MemoryVault, target: MemoryVault
 ) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from shared.model import Run
     from shared.queue_loop import QueueLoop
 
-GRACE = 5.0
+GRACE = 3.0
 """Seconds that jobs under way may still take after Ctrl-C."""
 AGAIN = 5.0
 """Seconds until a job that broke off is tried again: somebody sits and waits."""

@@ -145,10 +145,11 @@ def _interruptible(stop: asyncio.Event, out: Output) -> Iterator[None]:
 
     def heed() -> None:
         stop.set()
-        out.note("Stopping; what is under way may take a few seconds. Once more ends it at once.")
         for number in numbers:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
+        # Said last: from here on it is true.
+        out.note("Stopping; what is under way may take a few seconds. Once more ends it at once.")
 
     try:
         for number in numbers:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -208,8 +209,13 @@ class Planner:
     ) -> bool:
         """Plan one target; False: time is up, go on in another job. Raises what stops this target alone."""
         progress = progress or Progress(run.run_id, target.id)
+        if run.dry_run:
+            # Its pages are worth nothing before the last is written: an interrupted one begins again, all in one job.
+            progress = Progress(run.run_id, target.id, revision=progress.revision)
+            deadline = math.inf
         if progress.finished:
             return True
+        begun_behind = progress.cursor
         with counting() as calls:
             calls.update(progress.calls)
             view = await self._look_at_target(run, sync, target, source)
@@ -222,6 +228,10 @@ class Planner:
                     return False
                 if await self._stopped(run):
                     return True
+            if begun_behind is not None:
+                behind = sorted(path for path in view.paths if path <= begun_behind)
+                for at in range(0, len(behind), SLICE):
+                    await view.look_again(behind[at : at + SLICE])
             await self._emit_deletes(run, view, progress, calls, pages)
         return True
 

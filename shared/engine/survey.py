@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from shared.errors import InvalidSecret, SecretNotFound, Unavailable
+from shared.errors import AccessDenied, InvalidSecret, SecretNotFound, Unavailable
 from shared.mapping import Digester, Mapper, Naming, name_all, why_left_out
 from shared.model import Entry, ObjectState, ObjectStatus, Run, Sync, Target
 from shared.plan import Change, ChangeKind, compare, first_look, gone, guard, leftovers
@@ -173,6 +173,22 @@ class TargetView:
                 log.warning("%s, so the rest of it is not verified", error, extra={"sync": self.sync.id})
             self.silent = error
             return None
+
+    async def look_again(self, paths: Sequence[str]) -> None:
+        """Find out which of the paths that an earlier job compared are listed by the source and deleted all the same:
+        nobody wrote that down. Raises Unavailable."""
+
+        async def one(path: str) -> None:
+            state = self.states.get(path)
+            if state is None or state.status is ObjectStatus.DELETED or path in self.source.refused:
+                return
+            # What may not be looked at has not been seen to be gone.
+            with contextlib.suppress(AccessDenied, InvalidSecret):
+                if await self.source.entry(path) is None:
+                    self.vanished.add(path)
+
+        if self.source.cost is not FingerprintCost.VALUE:
+            await asyncio.gather(*(one(path) for path in paths))
 
     def _listed_under(self, names: Sequence[str] | None) -> dict[str, Entry] | None:
         if self.listed is None or self.mapper is None or names is None:

@@ -66,6 +66,7 @@ def _first_steps(session: Session, text: str) -> list[str]:
 
     body = "\n".join(line.partition("#")[0] for line in text.splitlines())
     variables = list(dict.fromkeys(re.findall(r"(?<!\$)\$\{(\w+)\}", body)))
+    width = len(session.command("validate"))
     steps = [f"put {' and '.join(variables)} into the environment"] if variables else []
     for command, what in (
         ("validate", "is the file right?"),
@@ -73,7 +74,7 @@ def _first_steps(session: Session, text: str) -> list[str]:
         ("plan", "what would be done"),
         ("sync", "do it"),
     ):
-        steps.append(f"{session.command(command)}   # {what}")
+        steps.append(f"{session.command(command):{width}}   # {what}")
     return steps
 
 
@@ -208,7 +209,7 @@ def _show_findings(session: Session, findings: list[tuple[str, Finding]]) -> Non
         ]
         out.json({"ok": not bad, "items": items})
     rows: list[list[Part]] = [
-        [vault, finding.subject, ("ok", GOOD) if finding.ok else ("missing", BAD), finding.detail]
+        [vault, finding.subject, ("ok", GOOD) if finding.ok else ("not ok", BAD), finding.detail]
         for vault, finding in findings
     ]
     out.table(("Vault", "What", "", "Detail"), rows, wide=("Detail",))

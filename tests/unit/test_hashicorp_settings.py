@@ -118,3 +118,9 @@ def test_a_configured_vault_loads_no_sdk() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."}, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_missing_token_hides_no_other_mistake() -> None:
+    with pytest.raises(ValidationError) as caught:
+        Settings.model_validate({"kind": "hashicorp", "adress": "https://vault.example"})
+    assert [error["loc"] for error in caught.value.errors()] == [("address",), ("auth", "token", "token"), ("adress",)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -93,6 +93,10 @@ class AzureAuth(_Mounted):
 Auth = Annotated[TokenAuth | AppRoleAuth | KubernetesAuth | JwtAuth | AzureAuth, Field(discriminator="method")]
 
 
+def _by_token() -> Any:
+    return {"method": "token"}
+
+
 def _secret(name: str) -> SecretStr | None:
     value = os.environ.get(name)
     return SecretStr(value) if value else None
@@ -111,7 +115,8 @@ class Settings(VaultSettings):
     )
     client_cert: str | None = Field(default_factory=_variable("VAULT_CLIENT_CERT"))
     client_key: str | None = Field(default_factory=_variable("VAULT_CLIENT_KEY"))
-    auth: Auth = Field(default_factory=TokenAuth)
+    # A raw default that is validated like what a person wrote: an error in it then stands beside all others.
+    auth: Auth = Field(default_factory=_by_token, validate_default=True)
 
     @property
     def url(self) -> str:

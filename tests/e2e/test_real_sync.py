@@ -452,9 +452,10 @@ async def test_a_token_that_lost_its_permissions_fails_the_run_and_deletes_nothi
         nothing = await refused('path "MOUNT/data/other/*" { capabilities = ["read"] }')
         assert nothing.status is RunStatus.FAILED
         assert f"hub-{here.tag}" in (nothing.error or "")
-        # Half a listing is none.
-        folder = await refused(rules(SOURCE_RULES) + '\npath "MOUNT/metadata/apps/team/*" { capabilities = ["deny"] }')
+        # Half a listing is none. (For a LIST, Vault looks for a rule without the slash at the end first.)
+        folder = await refused(rules(SOURCE_RULES) + '\npath "MOUNT/metadata/apps/team" { capabilities = ["deny"] }')
         assert folder.status is RunStatus.FAILED
+        assert "apps/team/" in (folder.error or "")
         # The values of one secret alone: the others go on.
         for name in ("a", "b"):
             hub.put(f"apps/{name}", {"value": "2"})

@@ -94,9 +94,13 @@ def capabilities(rules: list[Rule], path: str, *, listing: bool = False) -> froz
     exact = {path, path.rstrip("/")} if listing else {path}
     deciding = [rule for rule in rules if not rule.wild and rule.path in exact]
     if not deciding:
-        matching = [rule for rule in rules if rule.wild and rule.matches(path)]
-        best = max((rule.rank for rule in matching), default=None)
-        deciding = [rule for rule in matching if rule.rank == best]
+        # A folder is looked for without its slash first, so that rules below it say nothing about listing it.
+        for name in (path.rstrip("/"), path) if listing else (path,):
+            matching = [rule for rule in rules if rule.wild and rule.matches(name)]
+            if matching:
+                best = max(rule.rank for rule in matching)
+                deciding = [rule for rule in matching if rule.rank == best]
+                break
     together = frozenset[str]().union(*(rule.capabilities for rule in deciding))
     return frozenset({"deny"}) if not together or "deny" in together else together
 

@@ -351,6 +351,8 @@ POLICIES = [
             s("LIST", "pol/metadata"),
             s("LIST", "pol/metadata/team"),
             s("LIST", "pol/metadata/rd/x"),
+            s("LIST", "pol/metadata/rd/"),
+            s("LIST", "pol/metadata/rd"),
             s("GET", "pol/metadata/team/ac"),
             s("GET", "pol/data/q/one"),
             s("GET", "pol/data/a+b"),

@@ -134,40 +134,39 @@ class KeyVault(Vault):
         wanted = _NAMES.key(prefix)
         token: str | None = None
         while True:
-            page, following, now = await self._page(token)
-            for properties in page:
+            page, following = await self._page(token)
+            for entry, managed in page:
                 # Those that belong to a certificate can be neither written nor meaningfully carried elsewhere.
-                if not properties.managed and _NAMES.key(properties.name or "").startswith(wanted):
-                    yield _entry(properties, now)
+                if not managed and _NAMES.key(entry.name).startswith(wanted):
+                    yield entry
             if following is None:
                 return
             if following == token:
                 raise Unavailable("the listing goes round in circles", vault=self.id)
             token = following
 
-    async def _page(self, token: str | None) -> tuple[list[SecretProperties], str | None, datetime | None]:
-        async def attempt(client: SecretClient, seen: _Seen) -> tuple[list[SecretProperties], str | None]:
+    # Each attempt makes its entries itself: an answer of another shape may break as late as there.
+
+    async def _page(self, token: str | None) -> tuple[list[tuple[Entry, bool]], str | None]:
+        async def attempt(client: SecretClient, seen: _Seen) -> tuple[list[tuple[Entry, bool]], str | None]:
             # A new iterator for every try: one that failed on its first page would just end when asked again.
             pages: Any = client.list_properties_of_secrets(raw_response_hook=seen).by_page(token)
-            page = [properties async for properties in await anext(pages)]
+            page = [(_entry(properties, seen.now), bool(properties.managed)) async for properties in await anext(pages)]
             return page, pages.continuation_token
 
-        (page, following), now = await self._call(attempt)
-        return page, following, now
+        return await self._call(attempt)
 
     async def describe_secret(self, name: str) -> Entry:
         """One get whose value is dropped: the current version has no read of its own that leaves the value out."""
         check_name(self.id, name, _NAMES)
         try:
-            properties, _, now = await self._get(name)
+            return (await self._get(name))[2]
         except SecretDisabled:
             return Entry(name, enabled=False)
-        return _entry(properties, now)
 
     async def get_secret(self, name: str) -> Secret:
         check_name(self.id, name, _NAMES)
-        properties, text, now = await self._get(name)
-        entry = _entry(properties, now)
+        properties, text, entry = await self._get(name)
         if not entry.live:
             raise SecretNotFound("it has expired", vault=self.id, path=name)
         marked = properties.content_type == onestring.CONTENT_TYPE
@@ -184,15 +183,15 @@ class KeyVault(Vault):
             entry=entry,
         )
 
-    async def _get(self, name: str) -> tuple[SecretProperties, str, datetime | None]:
-        async def attempt(client: SecretClient, seen: _Seen) -> tuple[SecretProperties, str]:
+    async def _get(self, name: str) -> tuple[SecretProperties, str, Entry]:
+        async def attempt(client: SecretClient, seen: _Seen) -> tuple[SecretProperties, str, Entry]:
             secret = await client.get_secret(name, raw_response_hook=seen)
-            return secret.properties, secret.value or ""
+            return secret.properties, secret.value or "", _entry(secret.properties, seen.now)
 
-        (properties, text), now = await self._call(attempt, path=name)
+        properties, text, entry = await self._call(attempt, path=name)
         if properties.managed or properties.key_id:
             raise InvalidSecret("it belongs to a certificate, which manages it", vault=self.id, path=name)
-        return properties, text, now
+        return properties, text, entry
 
     async def set_secret(
         self, name: str, secret: Secret, *, expect: str | Expect = Expect.ANY, owner: str | None = None
@@ -219,17 +218,17 @@ class KeyVault(Vault):
 
         reasons = {DELETED, "ObjectIsBeingRecovered"} if patient else {DELETED}
 
-        async def attempt(client: SecretClient, seen: _Seen) -> SecretProperties | str:
+        async def attempt(client: SecretClient, seen: _Seen) -> Entry | str:
             try:
-                return (await client.set_secret(name, text, raw_response_hook=seen, **options)).properties
+                answer = await client.set_secret(name, text, raw_response_hook=seen, **options)
+                return _entry(answer.properties, seen.now)
             except HttpResponseError as error:
                 code = codes(error)[1]
                 if error.status_code != 409 or code not in reasons:
                     raise
             return code
 
-        answer, now = await self._call(attempt, path=name, write=True)
-        return answer if isinstance(answer, str) else _entry(answer, now)
+        return await self._call(attempt, path=name, write=True)
 
     async def _recover(self, name: str) -> None:
         """Ask for a deleted secret back. Not there, or on its way already, is well: the next write will tell."""
@@ -351,10 +350,8 @@ class KeyVault(Vault):
         *,
         path: str | None = None,
         write: bool = False,
-    ) -> tuple[T, datetime | None]:
-        """The answer, and what time it was at the server."""
-
-        async def once() -> tuple[T, datetime | None]:
+    ) -> T:
+        async def once() -> T:
             seen = _Seen()
             try:
                 async with asyncio.timeout(2 * self._timeout):
@@ -363,7 +360,7 @@ class KeyVault(Vault):
                 failure = explain(error, path, self._settings.url)
                 failure.vault, failure.path = self.id, path
             else:
-                return answer, seen.now
+                return answer
             # Raised out here: what the SDK raised may hold the answer, and with it the value.
             raise failure
 

@@ -173,7 +173,8 @@ class HashicorpVault(Vault):
             return [Finding(subject, False, "the token may not ask what it is allowed to do", hint)]
         except VaultError as error:
             return [Finding(subject, False, error.message)]
-        granted: dict[str, Any] = answer.get("data") or {}
+        data = answer.get("data")
+        granted: dict[str, Any] = data if isinstance(data, dict) else {}
         missing: dict[str, set[str]] = {}
         purposes: list[str] = []
         for path, capability, purpose in needs:

@@ -71,13 +71,16 @@ class KvVault(HashicorpVault):
         except (Forbidden, SecretNotFound, MountNotFound, InvalidSecret):
             return None
         mount = answer.get("data") or {}
+        if not isinstance(mount, dict):
+            self.not_understood(None)
         if str(mount.get("path", "")).strip("/") != self._mount:
             raise MountNotFound(
                 f"there is no mount {self._mount!r}; the nearest one is {mount.get('path')!r}", vault=self.id
             )
         if mount.get("type") not in ("kv", "generic"):
             raise MountNotFound(f"{self._mount!r} is a {mount.get('type')} engine, not kv", vault=self.id)
-        return 2 if str((mount.get("options") or {}).get("version")) == "2" else 1
+        options = mount.get("options")
+        return 2 if isinstance(options, dict) and str(options.get("version")) == "2" else 1
 
     async def _version_by_config(self) -> Literal[1, 2]:
         """Vault refuses the question about a mount that does not exist with the 403 of one that is forbidden."""

@@ -1,4 +1,4 @@
-"""A whole installation around in-memory vaults: the real engine on the real SQLite store, and queues that a test controls."""
+"""An installation on in-memory vaults: the real engine and the real SQLite store, and queues that a test controls."""
 
 from __future__ import annotations
 

@@ -49,9 +49,7 @@ async def test_a_message_that_is_not_ours_is_handed_on_as_it_is(storage: Queues,
     assert sorted(message.body for message in await storage.receive(name)) == ["no base64!", "x"]
 
 
-@pytest.mark.parametrize(
-    "name", ["ab", "a" * 64, "vaultferry-to-a--b", "vaultferry-to-a-", "Upper", "a_b", "ä" * 4]
-)
+@pytest.mark.parametrize("name", ["ab", "a" * 64, "vaultferry-to-a--b", "vaultferry-to-a-", "Upper", "a_b", "ä" * 4])
 async def test_a_name_that_azure_would_refuse_is_refused_before_anything_is_sent(name: str) -> None:
     queues = StorageQueues({"AzureWebJobsStorage": NOBODY})
     await queues.open()

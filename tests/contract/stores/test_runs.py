@@ -246,7 +246,9 @@ async def test_stores_have_owners_of_their_own(store: Store, other: Store) -> No
     assert ":" not in store.owner
 
 
-async def test_a_run_has_open_chunks_until_each_path_of_each_chunk_that_is_not_held_has_an_outcome(store: Store) -> None:
+async def test_a_run_has_open_chunks_until_each_path_of_each_chunk_that_is_not_held_has_an_outcome(
+    store: Store,
+) -> None:
     assert not await store.has_open_chunks("run-1")
     chunks = [chunk("run-1", 1, paths=("a", "b")), replace(chunk("run-1", 2, paths=("c",)), held=True)]
     await store.save_slice(Progress("run-1", TARGET, slices=1), chunks)

@@ -66,6 +66,8 @@ class ProbeJob:
 
     vault: str
     attempt: int = 0
+    holder: str = ""
+    """Who holds the lease that keeps a second probe away: this probe and those that follow it."""
 
 
 Job: TypeAlias = PlanJob | WriteJob | ProbeJob
@@ -89,7 +91,7 @@ def encode(job: Job) -> str:
                 "split": job.split,
             }
         case ProbeJob():
-            body = {"job": "probe", "vault": job.vault, "attempt": job.attempt}
+            body = {"job": "probe", "vault": job.vault, "attempt": job.attempt, "holder": job.holder}
     return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
 
 

@@ -46,4 +46,4 @@ class Engine:
             case WriteJob():
                 await self._writer.give_up(job)
             case ProbeJob():
-                await self._prober.schedule(job.vault, job.attempt)
+                await self._prober.later(job)

@@ -27,30 +27,37 @@ class Prober:
         self._in = installation
         self._runs = runs
 
-    async def schedule(self, vault_id: str, attempt: int = 0) -> None:
-        """Send one delayed probe for a vault, unless one is on its way."""
-        delay = min(FIRST_DELAY * 2**attempt, LAST_DELAY)
-        # The probe holds the lease by its mere existence: nobody renews it, and its handler gives it back.
-        if await self._in.store.acquire_lease(_lease(vault_id), uuid.uuid4().hex, delay + SLACK):
-            await self._send(ProbeJob(vault_id, attempt), delay)
+    async def schedule(self, vault_id: str) -> None:
+        """Send a delayed probe for a vault, unless one is on its way."""
+        # A store tells by its own name in front that a holder is alive.
+        await self._send(ProbeJob(vault_id, holder=f"{self._in.store.owner}:{uuid.uuid4().hex}"))
+
+    async def later(self, job: ProbeJob) -> None:
+        """Send the probe that follows `job`, unless another one has begun meanwhile."""
+        await self._send(replace(job, attempt=job.attempt + 1))
+
+    async def _send(self, job: ProbeJob) -> None:
+        delay = min(FIRST_DELAY * 2 ** min(job.attempt, 10), LAST_DELAY)
+        # The lease is held by the message's mere existence: whoever deals with it prolongs it or gives it back.
+        if await self._in.store.acquire_lease(_lease(job.vault), job.holder, delay + SLACK):
+            await self._in.queues.send(jobs.write_queue(job.vault), jobs.encode(job), delay=delay)
 
     async def handle(self, job: ProbeJob) -> None:
         """Ask the vault; if it answers, replay what failed on it for the time being. If not, ask again later."""
         waiting = [sync for sync in self._in.syncs.values() if await self._has_failed(sync, job.vault)]
-        if not waiting:
-            return
         try:
-            for resource in {sync.source.resource for sync in waiting}:
-                vault = await self._in.vaults.get(job.vault, resource)
-                async for _ in vault.list_secrets():
-                    break
+            for sync in waiting:
+                await self._ask(sync, job.vault)
         except Unavailable as error:
             log.info("%s still does not answer: %s", job.vault, error, extra={"attempt": job.attempt})
-            await self._later(job)
+            await self.later(job)
             return
         except VaultError as error:
             log.warning("%s answers, but not as it should: %s", job.vault, error)
-            return
+            waiting = []
+        # Given back first: what is replayed may fail again, and that asks for a new probe.
+        await self._in.store.release_lease(_lease(job.vault), job.holder)
+        passed = False
         for sync in waiting:
             try:
                 run = await self._runs.replay(sync.id, transient_only=True)
@@ -58,9 +65,20 @@ class Prober:
                 log.info("nothing to replay: %s", refused, extra={"sync": sync.id})
                 continue
             log.info("%s answers again: replaying what failed", job.vault, extra={"sync": sync.id, "run": run.run_id})
-            if run.trigger != "replay":
-                # It joined a run that may have passed these paths already.
-                await self._later(job)
+            # It joined a run that may have passed these paths already.
+            passed = passed or run.trigger != "replay"
+        if passed:
+            await self.later(job)
+
+    async def _ask(self, sync: Sync, vault_id: str) -> None:
+        """List as the sync does: it may be allowed no more than that. Raises any VaultError."""
+        vault = await self._in.vaults.get(vault_id, sync.source.resource)
+        prefixes = {target.prefix for target in sync.targets if target.vault == vault_id}
+        if sync.source.vault == vault_id:
+            prefixes.add(sync.source.prefix)
+        for prefix in sorted(prefixes):
+            async for _ in vault.list_secrets(vault.capabilities.names.fit(prefix)):
+                break
 
     async def _has_failed(self, sync: Sync, vault_id: str) -> bool:
         for target in sync.targets:
@@ -70,13 +88,6 @@ class Prober:
                     if state.transient:
                         return True
         return False
-
-    async def _later(self, job: ProbeJob) -> None:
-        attempt = job.attempt + 1
-        await self._send(replace(job, attempt=attempt), min(FIRST_DELAY * 2**attempt, LAST_DELAY))
-
-    async def _send(self, job: ProbeJob, delay: float) -> None:
-        await self._in.queues.send(jobs.write_queue(job.vault), jobs.encode(job), delay=delay)
 
 
 def _lease(vault_id: str) -> str:

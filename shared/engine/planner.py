@@ -249,7 +249,8 @@ class Planner:
             await view.look(await self._in.vaults.get(target.vault, sync.source.resource))
         except Unavailable as error:
             log.warning("%s does not answer: planned without it (%s)", target.vault, error, extra={"sync": sync.id})
-            return TargetView(sync, target, source, self._in.digester, states, paths)
+            # What was found out is as good as ever; what would be deleted on the way has not been counted.
+            view.vault, view.listed, view.cleanup = None, None, False
         return view
 
     async def _compare(self, run: Run, view: TargetView, paths: Sequence[str]) -> Slice:

@@ -139,8 +139,28 @@ class Runs:
         raise StoreError(f"run {run_id} could not be closed: its record keeps changing")
 
     async def fail(self, run_id: str, error: str) -> None:
-        """Close a run that can not go on: its source can not be listed, its job came back too often."""
-        await self._close(run_id, RunStatus.FAILED, error)
+        """End a run that can not go on: its source can not be listed, its job came back too often.
+
+        What it has sent is on its way all the same: such a run ends, and is counted, when that is in.
+        """
+        run = await self._store.get_run(run_id)
+        chunks = await self._store.list_chunks(run_id)
+        if run is None or run.status is not RunStatus.PLANNING or not chunks:
+            await self._close(run_id, RunStatus.FAILED, error)
+            return
+        sync = self._syncs.get(run.sync_id)
+        targets = {target.id: target.vault for target in sync.targets} if sync else {}
+        for chunk in chunks:
+            if chunk.target in targets and not chunk.complete and not chunk.held:
+                await self.send_chunk(run, chunk, targets[chunk.target])
+        begun = {part.target: part for part in await self._store.list_progress(run_id)}
+        for target_id in {*begun, *targets}:
+            part = begun.get(target_id) or Progress(run_id, target_id)
+            if not part.finished:
+                await self._store.save_slice(replace(part, finished=True, error=error))
+        if await self._store.save_run(replace(run, status=RunStatus.RUNNING)) is None:
+            raise StoreError(f"run {run_id} was changed by somebody else while its planning failed")
+        await self.finish_if_done(run_id)
 
     async def cancel(self, run_id: str, why: str = "cancelled by hand") -> Run:
         """End a run: what has been written stays, what has not been begun is dropped. Raises Refused."""
@@ -198,14 +218,17 @@ class Runs:
                 )
             if not await self._store.save_control(replace(control, active_run=run_id)):
                 continue
-            held = [chunk for chunk in await self._store.list_chunks(run_id) if chunk.held]
-            freed = [await self._store.save_chunk(replace(chunk, held=False)) for chunk in held]
+            # The run goes on only once all is sent: when this stops half-way, it can be approved again.
+            for chunk in await self._store.list_chunks(run_id):
+                target = sync.target(chunk.target)
+                if target is None or chunk.complete:
+                    continue
+                freed = await self._store.save_chunk(replace(chunk, held=False)) if chunk.held else chunk
+                if freed is not None:
+                    await self.send_chunk(run, freed, target.vault)
             saved = await self._store.save_run(replace(run, status=RunStatus.RUNNING, error=None))
             if saved is None:
                 continue
-            for chunk in freed:
-                if chunk is not None and (target := sync.target(chunk.target)):
-                    await self.send_chunk(run, chunk, target.vault)
             return await self.finish_if_done(run_id) or saved
         raise StoreError(f"run {run_id} could not be approved: its record keeps changing")
 

@@ -56,8 +56,12 @@ class Results:
 
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     later: dict[str, Later] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
+    """Whose claims had expired before they could be saved."""
     down: bool = False
     """Some failed for good because a vault did not answer: somebody should see when it does."""
+    defect: Exception | None = None
+    """What some ended with that is no vault's answer: their message is to come again, and ends in poison."""
 
 
 class Writer:
@@ -91,6 +95,8 @@ class Writer:
             await self._requeue(job, sync, results.later)
         if results.down:
             await self._prober.schedule(job.vault)
+        if results.defect is not None:
+            raise results.defect
         await self._runs.finish_if_done(job.run)
 
     async def give_up(self, job: WriteJob) -> None:
@@ -154,6 +160,11 @@ class Writer:
         down: list[VaultError] = []
         for at in range(0, len(paths), BATCH):
             await self._settle_batch(work, sync, chunk, job, paths[at : at + BATCH], down, results)
+            if results.lost:
+                # Looked at now: whoever went on may have recorded them already, so that no later job would.
+                lost, results.lost = results.lost, []
+                await self._settle_batch(work, sync, chunk, job, lost, down, results)
+        results.later.update(dict.fromkeys(results.lost, Later(busy=True)))
         return results
 
     async def _settle_batch(
@@ -178,31 +189,53 @@ class Writer:
                 down.append(result.error)
             return result
 
-        ended = await asyncio.gather(*(one(before, state) for before, state in claimed))
+        ended = await asyncio.gather(*(one(before, state) for before, state in claimed), return_exceptions=True)
         saves: list[Save] = []
-        outcomes: list[Outcome | Later] = []
+        outcomes: list[Outcome | Later | None] = []
         for (before, state), result in zip(claimed, ended, strict=True):
-            if isinstance(result, Later):
+            save: Save
+            outcome: Outcome | Later | None
+            if isinstance(result, Exception):
+                # Given back at once, so that its next delivery finds it free, and fails as visibly.
+                results.defect = result
+                save, outcome = Save(state), None
+            elif isinstance(result, BaseException):
+                raise result
+            elif isinstance(result, Later):
                 final = not result.busy and job.attempt >= sync.retry_policy.max_retries
                 results.down = results.down or final
                 save, outcome = self._later(before, state, result, job, final)
             else:
                 save, outcome = Save(result.state, result.event), result.outcome
             released = replace(save.state, claim=None, claim_expires_at=None, last_sync_at=self._in.clock())
-            if not isinstance(outcome, Later):
+            if isinstance(outcome, Outcome):
                 released = replace(released, outcome=outcome, run_id=job.run)
             saves.append(Save(released, save.event))
             outcomes.append(outcome)
         saved = await self._store.save_objects(saves)
         for save, kept, outcome in zip(saves, saved, outcomes, strict=True):
+            if outcome is None:
+                continue
             if kept is None:
-                # The claim had expired and somebody else went on: what we know is old. Look again.
-                results.later[save.state.path] = Later(busy=True)
+                # The claim had expired and somebody else went on: what we know is old.
+                await self._doubt(save.state)
+                results.lost.append(save.state.path)
             elif isinstance(outcome, Later):
                 results.later[save.state.path] = outcome
             else:
                 results.outcomes[save.state.path] = outcome
                 _log_path(sync, job, save, outcome)
+
+    async def _doubt(self, ours: ObjectState) -> None:
+        """Who went on does not know that we wrote behind its back: nobody is to trust its record before a look."""
+        for _ in range(ATTEMPTS_TO_SAVE):
+            known = await self._store.get_objects(ours.sync_id, ours.target, [ours.path])
+            theirs = known[ours.path]
+            parts = (*theirs.parts, *(part for part in ours.parts if theirs.part(part.name) is None))
+            doubted = replace(theirs, parts=parts, status=ObjectStatus.PENDING, outcome=Outcome.OPEN)
+            if (await self._store.save_objects([Save(doubted)]))[0] is not None:
+                return
+        raise StoreError(f"{ours.path!r} of sync {ours.sync_id!r} could not be saved: its record keeps changing")
 
     async def _claim(
         self, work: PathWork, chunk: Chunk, job: WriteJob, paths: Sequence[str], results: Results
@@ -250,7 +283,9 @@ class Writer:
         """What to save for a path that could not be settled now: given back, or failed when its retries are used up."""
         state = later.state or state
         if not final:
-            return Save(replace(state, error=str(later.error) if later.error else state.error)), later
+            # A failure that stays is not news: the status that tells it from a new one is kept for the last try.
+            status = ObjectStatus.FAILED if before.status is ObjectStatus.FAILED else state.status
+            return Save(replace(state, status=status, error=str(later.error) if later.error else state.error)), later
         error = str(later.error)
         failed = replace(state, status=ObjectStatus.FAILED, error=error, transient=True)
         return Save(failed, fail_event(before, failed, job.run, job.attempt)), Outcome.FAILED

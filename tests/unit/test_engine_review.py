@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from shared import jobs
+from shared.engine import Engine
 from shared.errors import AccessDenied, Unavailable
 from shared.model import (
     DeletePolicy,
     Granularity,
     ObjectState,
     RetryPolicy,
+    RunStatus,
     Target,
 )
 from shared.vault import Capabilities, FingerprintCost
@@ -59,18 +63,57 @@ async def killed(w: World, vault: MemoryVault, moment: str) -> str:
 # what of several fields ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [Unavailable("503", vault="target"), AccessDenied("no", vault="target")])
-async def test_a_field_that_fails_gives_its_claim_back_at_once(tmp_path: Path, error: Exception) -> None:
-    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
-    async with world(tmp_path, [source, target], one_way(BY_FIELD, retry_policy=RetryPolicy(max_retries=1))) as w:
-        source.put("db", {"user": "u", "password": "p"})
-        await planned(w)
-        target.faults.add("set", error, times=3)  # type: ignore[arg-type]
-        await w.engine.handle(w.queues.messages.pop()[1])
-        assert (await one(w, "db")).claim is None
-
-
 # whose is it --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("capabilities", KINDS)
+async def test_a_name_that_a_changed_mapping_wrote_is_ours_though_its_job_was_killed(
+    tmp_path: Path, capabilities: Capabilities
+) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", capabilities)
+    async with world(tmp_path, [source, target], one_way(delete=PROPAGATE)) as w:
+        source.put("a", "1")
+        await w.sync()
+        w.syncs["s"] = replace(w.syncs["s"], targets=(Target("target", "target", prefix="new/"),))
+        await planned(w)
+        await killed(w, target, "set done")
+        await w.drain()
+        source.remove("a")
+        await w.sync()
+        assert target.values() == {}
+
+
+@pytest.mark.parametrize("capabilities", KINDS)
+async def test_a_secret_whose_second_try_was_killed_is_still_ours(tmp_path: Path, capabilities: Capabilities) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", capabilities)
+    async with world(tmp_path, [source, target], one_way(delete=PROPAGATE)) as w:
+        source.put("a", "1")
+        await planned(w)
+        target.faults.add("set", Unavailable("503", vault="target"), times=3)
+        await w.engine.handle(w.queues.messages.pop()[1])
+        await killed(w, target, "set done")
+        await w.drain()
+        assert target.values() == {"a": {"value": "1"}}
+        source.remove("a")
+        await w.sync()
+        assert target.values() == {}
+
+
+@pytest.mark.parametrize("capabilities", KINDS)
+async def test_a_field_that_came_later_is_ours_though_its_job_was_killed(
+    tmp_path: Path, capabilities: Capabilities
+) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", capabilities)
+    async with world(tmp_path, [source, target], one_way(BY_FIELD, delete=PROPAGATE)) as w:
+        source.put("db", {"a": "1"})
+        await w.sync()
+        source.put("db", {"a": "1", "b": "1"})
+        await planned(w)
+        await killed(w, target, "set done")
+        await w.drain()
+        source.put("db", {"a": "1"})
+        await w.sync()
+        assert target.values() == {"db-a": {"value": "1"}}
 
 
 @pytest.mark.parametrize("capabilities", KINDS)
@@ -94,7 +137,94 @@ async def test_an_equal_value_put_there_while_nobody_wrote_is_adopted_after_a_cr
 # runs that must end, and say what happened ----------------------------------------------------------------------------
 
 
+async def test_a_path_that_raises_what_nobody_expects_frees_its_batch_and_ends_in_poison(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        for name in "abc":
+            source.put(name, "1")
+        run = await w.engine.runs.start("s", trigger="manual")
+        await w.engine.handle(w.queues.messages.pop()[1])
+
+        async def hook(vault: str, operation: str, name: str) -> None:
+            if (operation, name) == ("get", "b"):
+                raise RuntimeError("a defect")
+
+        source.hook = hook
+        _, body, _ = w.queues.messages.pop()
+        for _ in range(5):
+            with pytest.raises(RuntimeError):
+                await w.engine.handle(body)
+        assert not w.queues.messages
+        await w.engine.give_up(body)
+        while w.queues.messages:
+            await w.engine.give_up(w.queues.messages.pop()[1])
+        ended = await w.engine.runs.view(run.run_id)
+        assert ended.status is RunStatus.PARTIAL
+        assert (ended.planned, ended.written, ended.failed) == (3, 2, 1)
+
+
+async def test_the_same_failure_is_said_once_however_often_it_is_retried(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way(retry_policy=RetryPolicy(max_retries=2))) as w:
+        source.put("a", "1")
+        target.faults.always = Unavailable("connection refused", vault="target")
+        for _ in range(3):
+            assert (await w.sync()).failed == 1
+        assert await w.history() == ["fail"]
+
+
+async def test_an_approval_that_was_interrupted_can_be_given_again(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    sync = one_way(delete=DeletePolicy(propagate=True, max_percent=0, min_count=0))
+    async with world(tmp_path, [source, target], sync) as w:
+        source.put("a", "1")
+        await w.sync()
+        source.remove("a")
+        blocked = await w.sync()
+        send = w.queues.send
+
+        async def dies(*args: object, **kwargs: object) -> None:
+            raise Killed
+
+        w.queues.send = dies  # type: ignore[method-assign,assignment]
+        with pytest.raises(Killed):
+            await w.engine.runs.approve(blocked.run_id)
+        w.queues.send = send  # type: ignore[method-assign]
+        await w.engine.runs.approve(blocked.run_id)
+        await w.drain()
+        ended = await w.engine.runs.view(blocked.run_id)
+        assert (ended.status, ended.deleted) == (RunStatus.SUCCEEDED, 1)
+        assert target.values() == {}
+
+
 # a target that is planned blindly ----------------------------------------------------------------------------------
+
+
+async def test_a_target_that_is_down_while_it_is_planned_gets_no_two_paths_on_one_name(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way(Target("target", "target", name="fixed"))) as w:
+        source.put("a", "1")
+        source.put("b", "2")
+        target.faults.add("list", Unavailable("503", vault="target"), times=3)
+        run = await w.sync()
+        assert (run.written, run.failed) == (0, 2)
+
+
+async def test_a_target_that_is_down_while_it_is_planned_keeps_its_old_names_until_they_are_counted(
+    tmp_path: Path,
+) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        for n in range(10):
+            source.put(f"s{n}", "1")
+        await w.sync()
+        w.syncs["s"] = replace(w.syncs["s"], targets=(Target("target", "target", prefix="new/"),))
+        target.faults.add("list", Unavailable("503", vault="target"), times=3)
+        for n in range(10):
+            source.put(f"s{n}", "2")
+        await w.sync()
+        assert len(target.values()) == 20
+        assert (await w.sync()).status is RunStatus.BLOCKED
 
 
 # the probe ----------------------------------------------------------------------------------------------------------
@@ -169,3 +299,51 @@ async def test_a_probe_asks_for_no_more_than_the_sync_may_see(tmp_path: Path) ->
 
 
 # a worker that was frozen -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("capabilities", [pytest.param(KV1, id="kv1"), pytest.param(LISTED, id="listed")])
+async def test_what_a_frozen_worker_overwrote_is_put_right_without_verifying_targets(
+    tmp_path: Path, capabilities: Capabilities
+) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", capabilities)
+    async with world(tmp_path, [source, target], one_way(verify_targets=False)) as w:
+        source.put("a", "1")
+        await w.sync()
+        source.put("a", "2")
+        await planned(w)
+        body = w.queues.messages[0][1]
+
+        async def hook(vault: str, operation: str, name: str) -> None:
+            if operation == "set":
+                target.hook = None
+                source.put("a", "3")
+                w.clock.advance(seconds=400)
+                await w.engine.handle(body)
+
+        target.hook = hook
+        await w.engine.handle(body)
+        w.queues.messages.pop(0)
+        await w.drain()
+        await w.sync()
+        assert target.values() == {"a": {"value": "3"}}
+
+
+async def test_a_run_whose_planning_fails_half_way_ends_when_what_it_sent_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shared.engine.planner.SLICE", 2)
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        for name in "abcd":
+            source.put(name, "1")
+        hurried = Engine(replace(w.engine.installation, planning_budget=0.0))
+        run = await hurried.runs.start("s", trigger="manual")
+        await hurried.handle(w.queues.messages.pop(0)[1])
+        at = next(n for n, message in enumerate(w.queues.messages) if message[0] == jobs.PLAN_QUEUE)
+        plan = w.queues.messages.pop(at)
+        source.faults.add("list", AccessDenied("no", vault="source"))
+        await hurried.handle(plan[1])
+        await w.drain()
+        ended = await w.engine.runs.view(run.run_id)
+        assert (ended.status, ended.written) == (RunStatus.PARTIAL, 2)
+        assert "source" in (ended.error or "")

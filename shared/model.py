@@ -282,6 +282,8 @@ class Part:
     """None: about to be written, or found there and never compared."""
     owned: bool = True
     """Whether this sync wrote it. Only what it wrote is ever deleted."""
+    intended: str | None = None
+    """Without a digest: the one that was about to be written, where that was known."""
 
 
 @dataclass(frozen=True, slots=True)

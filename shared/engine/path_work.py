@@ -79,6 +79,10 @@ class _NotOurs(Exception):
         self.name = name
 
 
+class _ClaimLost(Exception):
+    """It ran out, and somebody else goes on."""
+
+
 @dataclass
 class _Draft:
     """One path's parts while they are being worked on: what is in here has happened, whatever is raised next."""
@@ -92,6 +96,8 @@ class _Draft:
     source: Entry | None = None
     source_fingerprint: str | None = None
     created: bool = False
+    revision: str | None = None
+    """Of the state row, once it was saved on the way."""
     target_version: str | None = None
 
 
@@ -149,6 +155,8 @@ class PathWork:
                 # Somebody else wrote meanwhile: look at what is there now, then read the source anew.
                 last, certain = error, False
                 state = _with_parts(state, draft)
+            except _ClaimLost:
+                return Later(busy=True)
             except _NotOurs as found:
                 return self._not_ours(before, _with_parts(state, draft), draft, found)
             except Unavailable as error:
@@ -175,23 +183,40 @@ class PathWork:
         self._note_source(secret, draft)
         wanted = self.mapper.render(state.path, secret.fields)
         if self.mapper.by_field:
-            state = await self._intend(state, wanted, draft, nothing_there)
-        for name, item in wanted.items():
+            await self._reserve(state, [name for name in wanted if name not in draft.parts])
+        for name in wanted:
             if name not in found and self._must_look(draft.parts.get(name), certain) and not nothing_there:
                 found[name] = await self._look(name)
+        new = {name: self.digester.digest(item.fields) for name, item in wanted.items() if name not in draft.parts}
+        due = {name: digest for name, digest in new.items() if self._will_write(digest, found.get(name))}
+        state = await self._intend(state, draft, due)
+        for name, item in wanted.items():
             await self._put(name, item, before, draft, found.get(name))
+        doubtful: _NotOurs | None = None
         if cleanup:
             digests = {self.digester.digest(item.fields) for item in wanted.values()}
             for name in [name for name in draft.parts if name not in wanted]:
                 try:
                     await self._remove(name, draft, digests)
-                except _NotOurs:
-                    # Somebody gave the old name a value of their own: it is theirs now.
-                    del draft.parts[name]
+                except _NotOurs as found_there:
+                    if draft.parts[name].digest is None:
+                        # Nobody knows whose it is: kept in mind until a person has decided.
+                        doubtful = found_there
+                        wanted[name] = Secret({})
+                    else:
+                        # Somebody gave the old name a value of their own: it is theirs now.
+                        del draft.parts[name]
         else:
             wanted = {**wanted, **{part.name: Secret({}) for part in draft.parts.values() if part.owned}}
         parts = tuple(draft.parts[name] for name in draft.parts if name in wanted)
-        return self._done(op, before, replace(state, parts=parts), draft)
+        settled = self._done(op, before, replace(state, parts=parts), draft)
+        return settled if doubtful is None else self._not_ours(before, settled.state, draft, doubtful)
+
+    def _will_write(self, digest: str, found: _Found | None) -> bool:
+        """Whether a name that the state knows nothing of is going to be written, and so becomes ours."""
+        if found is None or not found.live:
+            return True
+        return found.digest != digest and self.sync.on_existing is OnExisting.OVERWRITE
 
     def _must_look(self, part: Part | None, certain: bool) -> bool:
         """Whether what the state knows of a name is not enough to write it."""
@@ -235,7 +260,8 @@ class PathWork:
         """The target holds the right value already: because we wrote it and died, or because it was there."""
         entry = found.entry or Entry(name)
         kept = self._part(name, entry, digest)
-        if part is None or (part.digest is None and not part.owned):
+        meant_otherwise = part is not None and part.intended not in (None, digest)
+        if part is None or (part.digest is None and (not part.owned or meant_otherwise)):
             draft.parts[name] = replace(kept, owned=False)
             draft.adopted.append(name)
         elif part.digest is None:
@@ -284,28 +310,29 @@ class PathWork:
                 return found.entry
             raise
 
-    async def _intend(
-        self, state: ObjectState, wanted: Mapping[str, Secret], draft: _Draft, nothing_there: bool
-    ) -> ObjectState:
-        """Reserve and note the names of a path with a name per field before the first is written."""
-        new = [name for name in wanted if name not in draft.parts]
-        if not new:
-            return state
-        keys = {self.mapper.rule.key(name): state.path for name in new}
+    async def _reserve(self, state: ObjectState, names: list[str]) -> None:
+        """Make sure that no other path has a field of this name. Only values tell such names, so no plan could see it."""
+        if not names:
+            return
+        keys = {self.mapper.rule.key(name): state.path for name in names}
         taken = await self.store.reserve_names(self.sync.id, self.target.id, keys)
-        for name in new:
+        for name in names:
             other = taken.get(self.mapper.rule.key(name))
             if other is not None:
                 raise InvalidSecret(
                     f"{name!r} is what a field of {other!r} is called already", vault=self.vault.id, path=state.path
                 )
-        if not nothing_there:
+
+    async def _intend(self, state: ObjectState, draft: _Draft, digests: Mapping[str, str]) -> ObjectState:
+        """Note new names before the first of them is written: after a crash they are known for ours."""
+        if not digests:
             return state
-        intents = tuple(Part(name) for name in new)
+        intents = tuple(Part(name, intended=digest) for name, digest in digests.items())
         saved = (await self.store.save_objects([Save(replace(state, parts=(*state.parts, *intents)))]))[0]
         if saved is None:
-            raise Conflict("its claim was lost", vault=self.vault.id, path=state.path)
+            raise _ClaimLost
         draft.parts.update((part.name, part) for part in intents)
+        draft.revision = saved.revision
         return saved
 
     # deleting -----------------------------------------------------------------------------------------------------------
@@ -375,34 +402,30 @@ class PathWork:
 
     async def _as_left(self, part: Part, digests: Collection[str]) -> Entry | None:
         """The target's entry if it is what we wrote; None: it is gone. Raises `_NotOurs` when somebody changed it since."""
-        if self.vault.capabilities.fingerprint is FingerprintCost.VALUE:
+        if part.digest is None or self.vault.capabilities.fingerprint is FingerprintCost.VALUE:
             found = await self._look(part.name)
             entry, live = found.entry or Entry(part.name), found.live
-            # Under a new digest key only the source's present values can be recognised.
-            same = part.digest is None or found.digest == part.digest or found.digest in digests
+            # After a death in the middle, or under a new digest key, only the source's present values are recognised.
+            ours = {part.digest, part.intended, *digests}
+            same = found.digest is not None and found.digest in ours
+            same = same or (part.digest is None and self.owner is not None and entry.owner == self.owner)
         else:
             try:
                 entry = await self.vault.describe_secret(part.name)
             except SecretNotFound:
                 return None
-            live = entry.live
-            same = part.fingerprint is None or entry.fingerprint == part.fingerprint
+            live, same = entry.live, part.fingerprint is None or entry.fingerprint == part.fingerprint
         if not live:
             return None
-        if part.digest is None and not (self.owner and entry.owner == self.owner):
-            raise _NotOurs(
-                ObjectStatus.CONFLICT,
-                f"{part.name!r} may be what a job wrote that died, or somebody else's: it is not deleted; do that by hand",
-                _Found(entry, None, True),
-                part.name,
-            )
         if not same:
-            raise _NotOurs(
-                ObjectStatus.CONFLICT,
-                f"{part.name!r} was changed in the target since it was written, so it is not deleted; delete it by hand",
-                _Found(entry, None, True),
-                part.name,
+            why = (
+                f"{part.name!r} was changed in the target since it was written, so it is not deleted; delete it by hand"
             )
+            if part.digest is None:
+                why = (
+                    f"{part.name!r} may be what a job wrote that died, or somebody else's: not deleted; do that by hand"
+                )
+            raise _NotOurs(ObjectStatus.CONFLICT, why, _Found(entry, None, True), part.name)
         return entry
 
     # looking ------------------------------------------------------------------------------------------------------------
@@ -533,4 +556,4 @@ def _with_parts(state: ObjectState, draft: _Draft) -> ObjectState:
     parts = (
         part for part in draft.parts.values() if part.digest is not None or not part.owned or part.name in draft.unsure
     )
-    return replace(state, parts=tuple(parts))
+    return replace(state, parts=tuple(parts), revision=draft.revision or state.revision)

@@ -16,6 +16,10 @@ from shared.vault import FingerprintCost, Vault, check_name
 
 log = logging.getLogger("vaultferry.planner")
 
+UNANSWERED = 5
+"""Paths that may stay unanswered by a source that answers otherwise: they are the writer's to retry, and fail alone. More
+of them are an outage, and planning itself is tried again."""
+
 
 class SourceView:
     """The source as this planning sees it. A fingerprint that costs a call is asked for once, however many targets ask."""
@@ -92,6 +96,8 @@ class TargetView:
     """Paths with names that a changed mapping no longer yields."""
     vanished: set[str] = field(default_factory=set)
     """Paths that the source lists and that turn out to be deleted all the same."""
+    unanswered: int = 0
+    """Paths that the source would not tell of."""
     silent: Unavailable | None = None
     """Why the target is not asked any more."""
     cleanup: bool = True
@@ -151,7 +157,14 @@ class TargetView:
         if state is None and entry.live and not run.dry_run:
             return change
         if change is None or self.source.cost is not FingerprintCost.VALUE:
-            current = await self.source.entry(path)
+            try:
+                current = await self.source.entry(path)
+            except Unavailable as error:
+                self.unanswered += 1
+                if self.unanswered > UNANSWERED:
+                    raise
+                why = f"it could not be looked at, so it is tried ({error.message})"
+                return Change(path, ChangeKind.DRIFT, why, tuple(names or ()))
             if current is None:
                 self.vanished.add(path)
                 return None
@@ -183,7 +196,7 @@ class TargetView:
             if state is None or state.status is ObjectStatus.DELETED or path in self.source.refused:
                 return
             # What may not be looked at has not been seen to be gone.
-            with contextlib.suppress(AccessDenied, InvalidSecret):
+            with contextlib.suppress(AccessDenied, InvalidSecret, Unavailable):
                 if await self.source.entry(path) is None:
                     self.vanished.add(path)
 

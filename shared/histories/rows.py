@@ -288,7 +288,7 @@ def object_columns(sync_object_id: str, state: ObjectState) -> Columns:
         "run_id": state.run_id,
         "updated_at": iso(state.updated_at),
         "parts": canonical_json(
-            [[part.name, part.fingerprint, part.version, part.digest, int(part.owned)] for part in parts]
+            [[part.name, part.fingerprint, part.version, part.digest, int(part.owned), part.intended] for part in parts]
         ),
         "transient": int(state.transient),
         "outcome": str(state.outcome),
@@ -315,8 +315,8 @@ def object_from(row: Mapping[str, Any], revision: str) -> ObjectState:
         target=row["target"],
         path=row["path"],
         parts=tuple(
-            Part(name, fingerprint, version, digest, bool(owned))
-            for name, fingerprint, version, digest, owned in json.loads(row["parts"])
+            Part(name, fingerprint, version, digest, bool(owned), intended)
+            for name, fingerprint, version, digest, owned, intended in json.loads(row["parts"])
         ),
         source_fingerprint=row["source_fingerprint"],
         digest_key_id=row["digest_key_id"],

@@ -307,6 +307,28 @@ async def test_a_source_that_stays_silent_ends_the_run_and_says_so(w: World, sou
     assert "connection refused" in (run.error or "")
 
 
+async def test_one_secret_that_the_source_never_answers_for_fails_alone(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    sync = one_way(retry_policy=RetryPolicy(max_retries=1))
+    async with world(tmp_path, [source, target], sync) as w:
+        for n in range(5):
+            source.put(f"s{n}", "1")
+        await w.sync()
+        source.put("s0", "2")
+
+        async def broken(vault: str, operation: str, name: str) -> None:
+            if name == "s3":
+                raise Unavailable("500 for ever", vault=vault, path=name)
+
+        source.hook = broken
+        run = await w.sync()
+        assert run.status is RunStatus.PARTIAL
+        assert counts(run) == {"planned": 2, "written": 1, "failed": 1, "unchanged": 3}
+        assert target.values()["s0"] == {"value": "2"}
+        source.hook = None
+        assert counts(await w.sync()) == {"planned": 1, "unchanged": 5}
+
+
 async def test_a_missing_mount_or_a_lost_permission_never_deletes(
     w: World, source: MemoryVault, target: MemoryVault
 ) -> None:

@@ -65,11 +65,15 @@ class MemoryVault(Vault):
     # what a person does behind Vaultferry's back ---------------------------------------------------------------------
 
     def put(self, name: str, fields: Fields | str) -> None:
+        self.kept[name] = Kept({"value": fields} if isinstance(fields, str) else dict(fields), self._next(name))
+
+    def _next(self, name: str) -> int:
+        """The version of the next write. Without tombstones, no two secrets that ever had a name share one."""
         kept = self.kept.get(name)
         self._revision += 1
-        self.kept[name] = Kept(
-            {"value": fields} if isinstance(fields, str) else dict(fields), kept.version + 1 if kept else 1
-        )
+        if not self._capabilities.compare_and_set:
+            return self._revision
+        return kept.version + 1 if kept else 1
 
     def remove(self, name: str) -> None:
         if self._capabilities.compare_and_set:
@@ -149,7 +153,7 @@ class MemoryVault(Vault):
             if expect is not Expect.ANY and expect != have:
                 raise Conflict(f"expected {expect}, found {have}", vault=self.id, path=name)
             mark = owner if self._capabilities.tags else None
-            new = Kept(dict(secret.fields), kept.version + 1 if kept else 1, owner=mark)
+            new = Kept(dict(secret.fields), self._next(name), owner=mark)
             self.kept[name] = new
             self.writes.append((name, dict(secret.fields)))
             return self._entry(name, new)

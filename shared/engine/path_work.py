@@ -128,9 +128,11 @@ class PathWork:
         return (Part(name),)
 
     def _nothing_there(self, op: Op, before: ObjectState) -> bool:
-        """The plan saw no such name, and nobody has begun to write it since."""
+        """The plan saw no such name, and nobody has begun to write it since. What somebody put there since is only safe
+        where it may be overwritten, or where the write itself notices."""
         return (
             op is Op.CREATE
+            and (self.sync.on_existing is OnExisting.OVERWRITE or self.vault.capabilities.compare_and_set)
             and self.attempt == 0
             and not before.parts
             and (before.revision is None or before.status is ObjectStatus.DELETED)
@@ -160,7 +162,11 @@ class PathWork:
             except _NotOurs as found:
                 return self._not_ours(before, _with_parts(state, draft), draft, found)
             except Unavailable as error:
-                return Later(error=error, state=_with_parts(state, draft))
+                state = _with_parts(state, draft)
+                if op is Op.DELETE and not draft.deleted:
+                    # Nothing has happened: the next try is to find what this one found.
+                    state = replace(state, status=before.status)
+                return Later(error=error, state=state)
             except VaultError as error:
                 return self._failed(before, _with_parts(state, draft), str(error))
         again = Unavailable(f"somebody else keeps writing it ({last})", vault=self.vault.id, path=state.path)
@@ -179,7 +185,7 @@ class PathWork:
         try:
             secret = await self.source.get_secret(self.sync.source.prefix + state.path)
         except SecretNotFound:
-            return self._source_gone(before, state)
+            return self._source_gone(_with_parts(state, draft))
         self._note_source(secret, draft)
         wanted = self.mapper.render(state.path, secret.fields)
         if self.mapper.by_field:
@@ -190,8 +196,16 @@ class PathWork:
         new = {name: self.digester.digest(item.fields) for name, item in wanted.items() if name not in draft.parts}
         due = {name: digest for name, digest in new.items() if self._will_write(digest, found.get(name))}
         state = await self._intend(state, draft, due)
+        skipped: _NotOurs | None = None
         for name, item in wanted.items():
-            await self._put(name, item, before, draft, found.get(name))
+            try:
+                await self._put(name, item, before, draft, found.get(name))
+            except _NotOurs as taken:
+                if taken.status is not ObjectStatus.SKIPPED:
+                    raise
+                # The other fields go on: it is one name that is left alone.
+                skipped = taken
+                draft.parts[name] = _left_alone(taken)
         doubtful: _NotOurs | None = None
         if cleanup:
             digests = {self.digester.digest(item.fields) for item in wanted.values()}
@@ -199,8 +213,10 @@ class PathWork:
                 try:
                     await self._remove(name, draft, digests)
                 except _NotOurs as found_there:
-                    if draft.parts[name].digest is None:
+                    if draft.parts[name].digest is None or not self._can_tell(before):
                         # Nobody knows whose it is: kept in mind until a person has decided.
+                        draft.parts[name] = replace(draft.parts[name], digest=None)
+                        draft.unsure.add(name)
                         doubtful = found_there
                         wanted[name] = Secret({})
                     else:
@@ -208,9 +224,16 @@ class PathWork:
                         del draft.parts[name]
         else:
             wanted = {**wanted, **{part.name: Secret({}) for part in draft.parts.values() if part.owned}}
+        await self._release(state, draft)
         parts = tuple(draft.parts[name] for name in draft.parts if name in wanted)
         settled = self._done(op, before, replace(state, parts=parts), draft)
-        return settled if doubtful is None else self._not_ours(before, settled.state, draft, doubtful)
+        if doubtful is not None:
+            return self._not_ours(before, settled.state, draft, doubtful)
+        if skipped is not None:
+            state = replace(settled.state, status=ObjectStatus.SKIPPED, error=skipped.why)
+            outcome = Outcome.SKIPPED if settled.event is None else settled.outcome
+            return replace(settled, state=state, outcome=outcome)
+        return settled
 
     def _will_write(self, digest: str, found: _Found | None) -> bool:
         """Whether a name that the state knows nothing of is going to be written, and so becomes ours."""
@@ -222,7 +245,8 @@ class PathWork:
         """Whether what the state knows of a name is not enough to write it."""
         if not certain or part is None or part.digest is None:
             return True
-        return not part.owned and self.sync.on_existing is not OnExisting.OVERWRITE
+        # Where secrets bear marks, what was adopted may be another sync's.
+        return not part.owned and (self.sync.on_existing is not OnExisting.OVERWRITE or self.vault.capabilities.tags)
 
     async def _put(self, name: str, item: Secret, before: ObjectState, draft: _Draft, found: _Found | None) -> None:
         """Make one name hold what it should. Raises Conflict when it is not as expected, `_NotOurs`, any VaultError."""
@@ -260,8 +284,7 @@ class PathWork:
         """The target holds the right value already: because we wrote it and died, or because it was there."""
         entry = found.entry or Entry(name)
         kept = self._part(name, entry, digest)
-        meant_otherwise = part is not None and part.intended not in (None, digest)
-        if part is None or (part.digest is None and (not part.owned or meant_otherwise)):
+        if part is None or (part.digest is None and not self._may_be_ours(part, found)):
             draft.parts[name] = replace(kept, owned=False)
             draft.adopted.append(name)
         elif part.digest is None:
@@ -279,9 +302,14 @@ class PathWork:
 
     def _may_overwrite(self, name: str, part: Part | None, found: _Found) -> None:
         """Raises `_NotOurs` where a secret that this sync did not write is in the way."""
-        ours = part is not None and part.owned
         owner = found.entry.owner if found.entry else None
-        as_left = part is not None and found.entry is not None and part.fingerprint == found.entry.fingerprint
+        as_left = (
+            part is not None
+            and part.owned
+            and part.digest is not None
+            and found.entry is not None
+            and part.fingerprint == found.entry.fingerprint
+        )
         if owner and self.owner and owner != self.owner and not as_left:
             raise _NotOurs(
                 ObjectStatus.CONFLICT,
@@ -289,13 +317,24 @@ class PathWork:
                 found,
                 name,
             )
-        if ours or self.sync.on_existing is OnExisting.OVERWRITE:
+        if self.sync.on_existing is OnExisting.OVERWRITE:
             return
+        if part is not None and part.owned:
+            if part.digest is not None or (part.intended is not None and self._may_be_ours(part, found)):
+                return
+            why = f"{name!r} may be what a job wrote that died, or somebody else's: not overwritten; delete it by hand"
+            raise _NotOurs(ObjectStatus.CONFLICT, why, found, name)
         if self.sync.on_existing is OnExisting.SKIP:
             why = f"{name!r} was there before and is left alone (on_existing: skip)"
             raise _NotOurs(ObjectStatus.SKIPPED, why, found, name)
         why = f"{name!r} was there before and holds something else (on_existing: fail)"
         raise _NotOurs(ObjectStatus.FAILED, why, found, name)
+
+    def _may_be_ours(self, part: Part, found: _Found) -> bool:
+        """Of a name that was only meant to be written: whether it holds what was meant, as far as that is known."""
+        if not part.owned or part.intended in (None, found.digest):
+            return part.owned
+        return bool(self.owner and found.entry and found.entry.owner == self.owner)
 
     async def _set(self, name: str, item: Secret, digest: str, expect: str | Expect, draft: _Draft) -> Entry:
         """Write once. After a time-out it may have worked: look before it is called a failure."""
@@ -354,6 +393,7 @@ class PathWork:
             await self._remove(name, draft)
         if wanted:
             outcome = Outcome.DELETED if draft.deleted else Outcome.UNCHANGED
+            await self._release(state, draft)
             rest = tuple(part for part in draft.parts.values() if part.name in wanted)
             kept = replace(state, parts=rest, status=ObjectStatus.IN_SYNC, error=None, transient=False)
             event = self._event(Action.DELETE, kept.status, draft) if draft.deleted else None
@@ -361,10 +401,20 @@ class PathWork:
         ended = replace(
             state, parts=(), status=ObjectStatus.DELETED, error=None, transient=False, source_fingerprint=None
         )
-        if self.mapper.by_field:
-            keys = {self.mapper.rule.key(part.name): state.path for part in state.parts}
-            await self.store.release_names(self.sync.id, self.target.id, keys)
+        await self._release(state, draft)
         return Settled(ended, Outcome.DELETED, self._event(Action.DELETE, ended.status, draft))
+
+    def _can_tell(self, before: ObjectState) -> bool:
+        """Whether what is remembered tells our own secret from a changed one: a digest under another key does not."""
+        by_value = self.vault.capabilities.fingerprint is FingerprintCost.VALUE
+        return not by_value or before.digest_key_id in (None, self.digester.key_id)
+
+    async def _release(self, state: ObjectState, draft: _Draft) -> None:
+        """Let other paths have the names that this one no longer has."""
+        if self.mapper.by_field:
+            gone = (part.name for part in state.parts if part.name not in draft.parts)
+            keys = {self.mapper.rule.key(name): state.path for name in gone}
+            await self.store.release_names(self.sync.id, self.target.id, keys)
 
     async def _source_fields(self, path: str, draft: _Draft) -> tuple[str, ...] | None:
         """The fields of a source secret that is still there (named only where names need them); None: it is gone."""
@@ -494,13 +544,11 @@ class PathWork:
             return Settled(state, Outcome.ADOPTED, self._event(Action.ADOPT, state.status, draft))
         return Settled(state, Outcome.UNCHANGED)
 
-    def _source_gone(self, before: ObjectState, state: ObjectState) -> Settled:
+    def _source_gone(self, state: ObjectState) -> Settled:
         """It went away between plan and write, or is a tombstone: what to do about the target is the next plan's to say."""
-        owned = tuple(part for part in before.parts if part.owned)
+        owned = tuple(part for part in state.parts if part.owned)
         status = ObjectStatus.PENDING if owned else ObjectStatus.DELETED
-        return Settled(
-            replace(state, parts=before.parts if owned else (), status=status, error=None), Outcome.UNCHANGED
-        )
+        return Settled(replace(state, parts=state.parts if owned else (), status=status, error=None), Outcome.UNCHANGED)
 
     def _unchanged(self, before: ObjectState, state: ObjectState) -> Settled:
         return Settled(replace(state, parts=before.parts, status=before.status, error=before.error), Outcome.UNCHANGED)
@@ -510,19 +558,8 @@ class PathWork:
         return Settled(failed, Outcome.FAILED, fail_event(before, failed, self.run_id, self.attempt))
 
     def _not_ours(self, before: ObjectState, state: ObjectState, draft: _Draft, found: _NotOurs) -> Settled:
-        if found.status is ObjectStatus.SKIPPED:
-            entry = found.found.entry
-            # Remembered as it is, so that it costs nothing while nobody changes it.
-            kept = Part(found.name, entry.fingerprint if entry else None, entry.version if entry else None, owned=False)
-            state = replace(
-                state,
-                parts=(*(part for part in state.parts if part.name != found.name), kept),
-                source_fingerprint=draft.source_fingerprint,
-                recipe=self.mapper.recipe,
-            )
         ended = replace(state, status=found.status, error=found.why, transient=False)
         outcome = {
-            ObjectStatus.SKIPPED: Outcome.SKIPPED,
             ObjectStatus.FAILED: Outcome.FAILED,
             ObjectStatus.CONFLICT: Outcome.CONFLICT,
         }[found.status]
@@ -542,6 +579,12 @@ class PathWork:
             target_version=draft.target_version,
             attempt=self.attempt,
         )
+
+
+def _left_alone(taken: _NotOurs) -> Part:
+    """Remembered as it is, so that it costs nothing while nobody changes it."""
+    entry = taken.found.entry
+    return Part(taken.name, entry.fingerprint if entry else None, entry.version if entry else None, owned=False)
 
 
 def fail_event(before: ObjectState, failed: ObjectState, run_id: str, attempt: int) -> Event | None:

@@ -14,8 +14,10 @@ from shared.model import (
     DeletePolicy,
     Granularity,
     ObjectState,
+    OnExisting,
     RetryPolicy,
     RunStatus,
+    Source,
     Target,
 )
 from shared.vault import Capabilities, FingerprintCost
@@ -63,7 +65,79 @@ async def killed(w: World, vault: MemoryVault, moment: str) -> str:
 # what of several fields ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("error", [Unavailable("503", vault="target"), AccessDenied("no", vault="target")])
+async def test_a_field_that_fails_gives_its_claim_back_at_once(tmp_path: Path, error: Exception) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way(BY_FIELD, retry_policy=RetryPolicy(max_retries=1))) as w:
+        source.put("db", {"user": "u", "password": "p"})
+        await planned(w)
+        target.faults.add("set", error, times=3)  # type: ignore[arg-type]
+        await w.engine.handle(w.queues.messages.pop()[1])
+        assert (await one(w, "db")).claim is None
+
+
+async def test_a_source_that_goes_while_two_write_does_not_make_us_forget_what_was_written(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way(BY_FIELD, delete=PROPAGATE)) as w:
+        source.put("db", {"a": "1", "b": "1"})
+        await planned(w)
+
+        async def hook(vault: str, operation: str, name: str) -> None:
+            if (operation, name) == ("set", "db-b"):
+                target.hook = None
+                target.put("db-b", "by hand")
+                source.remove("db")
+
+        target.hook = hook
+        await w.drain()
+        await w.sync()
+        assert target.values() == {"db-b": {"value": "by hand"}}
+
+
+async def test_a_field_that_is_skipped_holds_up_no_other(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way(BY_FIELD, on_existing=OnExisting.SKIP)) as w:
+        target.put("db-b", "theirs")
+        source.put("db", {"a": "1", "b": "1", "c": "1"})
+        await w.sync()
+        assert target.values() == {"db-a": {"value": "1"}, "db-b": {"value": "theirs"}, "db-c": {"value": "1"}}
+        source.put("db", {"a": "1", "b": "1", "c": "2"})
+        await w.sync()
+        assert target.values()["db-c"] == {"value": "2"}
+        run = await w.sync()
+        assert (run.unchanged, run.planned) == (1, 0)
+
+
+async def test_a_name_that_a_field_no_longer_needs_is_free_for_another_path(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way(BY_FIELD, delete=PROPAGATE)) as w:
+        source.put("a", {"x": "1", "b-c": "1"})
+        await w.sync()
+        source.put("a", {"x": "1"})
+        await w.sync()
+        source.put("a-b", {"c": "2"})
+        run = await w.sync()
+        assert run.status is RunStatus.SUCCEEDED
+        assert target.values() == {"a-x": {"value": "1"}, "a-b-c": {"value": "2"}}
+
+
 # whose is it --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", [OnExisting.SKIP, OnExisting.FAIL])
+@pytest.mark.parametrize("capabilities", KINDS)
+async def test_what_somebody_put_there_after_a_crash_is_not_overwritten_unasked(
+    tmp_path: Path, capabilities: Capabilities, policy: OnExisting
+) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", capabilities)
+    async with world(tmp_path, [source, target], one_way(on_existing=policy)) as w:
+        source.put("a", "ours")
+        await planned(w)
+        await killed(w, target, "set")
+        target.put("a", "theirs")
+        await w.drain()
+        await w.sync()
+        assert target.values() == {"a": {"value": "theirs"}}
 
 
 @pytest.mark.parametrize("capabilities", KINDS)
@@ -134,6 +208,21 @@ async def test_an_equal_value_put_there_while_nobody_wrote_is_adopted_after_a_cr
         assert target.values() == {"a": {"value": "theirs"}}
 
 
+async def test_an_adopted_secret_of_another_sync_is_not_taken_over_when_ours_changes(tmp_path: Path) -> None:
+    one_, other = MemoryVault("source", KV2), MemoryVault("other", KV2)
+    target = MemoryVault("target", LISTED)
+    rival = replace(one_way(source=Source("other")), id="rival")
+    async with world(tmp_path, [one_, other, target], one_way(), rival) as w:
+        one_.put("a", "same")
+        other.put("a", "same")
+        await w.sync("rival")
+        await w.sync()
+        one_.put("a", "ours")
+        run = await w.sync()
+        assert run.conflicts == 1
+        assert target.values() == {"a": {"value": "same"}}
+
+
 # runs that must end, and say what happened ----------------------------------------------------------------------------
 
 
@@ -171,6 +260,23 @@ async def test_the_same_failure_is_said_once_however_often_it_is_retried(tmp_pat
         for _ in range(3):
             assert (await w.sync()).failed == 1
         assert await w.history() == ["fail"]
+
+
+async def test_the_cleanup_of_an_old_name_is_retried_like_anything_else(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    sync = one_way(delete=DeletePolicy(propagate=True, max_percent=0, min_count=0))
+    async with world(tmp_path, [source, target], sync) as w:
+        source.put("a", "1")
+        await w.sync()
+        w.syncs["s"] = replace(w.syncs["s"], targets=(Target("target", "target", prefix="new/"),))
+        blocked = await w.sync()
+        assert blocked.status is RunStatus.BLOCKED
+        target.faults.add("delete", Unavailable("503", vault="target"), times=4)
+        await w.engine.runs.approve(blocked.run_id)
+        await w.drain()
+        assert target.values() == {"new/a": {"value": "1"}}
+        assert (await w.engine.runs.view(blocked.run_id)).deleted == 1
+        assert (await w.sync()).unchanged == 1
 
 
 async def test_an_approval_that_was_interrupted_can_be_given_again(tmp_path: Path) -> None:
@@ -347,3 +453,36 @@ async def test_a_run_whose_planning_fails_half_way_ends_when_what_it_sent_is_in(
         ended = await w.engine.runs.view(run.run_id)
         assert (ended.status, ended.written) == (RunStatus.PARTIAL, 2)
         assert "source" in (ended.error or "")
+
+
+# what only a plan has seen ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", [OnExisting.SKIP, OnExisting.FAIL])
+@pytest.mark.parametrize("capabilities", KINDS)
+async def test_what_somebody_put_there_after_the_plan_is_not_overwritten_unasked(
+    tmp_path: Path, capabilities: Capabilities, policy: OnExisting
+) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", capabilities)
+    async with world(tmp_path, [source, target], one_way(on_existing=policy)) as w:
+        source.put("a", "ours")
+        await planned(w)
+        target.put("a", "theirs")
+        await w.drain()
+        assert target.values() == {"a": {"value": "theirs"}}
+
+
+async def test_a_removed_field_that_a_new_digest_key_makes_unknowable_is_told_and_not_forgotten(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV1)
+    async with world(tmp_path, [source, target], one_way(BY_FIELD, delete=PROPAGATE)) as w:
+        source.put("db", {"a": "1", "b": "1"})
+        await w.sync()
+        source.put("db", {"a": "2"})
+        w.key = "another-digest-key-of-more-than-thirty-two-characters"
+        for _ in range(2):
+            run = await w.sync()
+            assert run.conflicts == 1
+            assert target.values() == {"db-a": {"value": "2"}, "db-b": {"value": "1"}}
+            assert "'db-b'" in ((await one(w, "db")).error or "")
+        target.remove("db-b")
+        assert (await w.sync()).status is RunStatus.SUCCEEDED

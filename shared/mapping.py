@@ -168,7 +168,7 @@ class Digester:
         """HMAC-SHA256 of the canonical JSON, in hex. Raises InvalidSecret for what is not JSON."""
         try:
             data = canonical_json(_as_read_back(fields)).encode()
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             raise InvalidSecret("its value is not JSON") from None
         return hmac.new(self._key, data, hashlib.sha256).hexdigest()
 

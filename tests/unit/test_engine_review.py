@@ -486,3 +486,58 @@ async def test_a_removed_field_that_a_new_digest_key_makes_unknowable_is_told_an
             assert "'db-b'" in ((await one(w, "db")).error or "")
         target.remove("db-b")
         assert (await w.sync()).status is RunStatus.SUCCEEDED
+
+
+# between a look and what follows it ---------------------------------------------------------------------------------
+
+
+async def test_a_frozen_worker_can_not_write_where_the_vault_compares(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        source.put("a", "1")
+        await w.sync()
+        source.put("a", "2")
+        await planned(w)
+        body = w.queues.messages[0][1]
+
+        async def hook(vault: str, operation: str, name: str) -> None:
+            if operation == "set":
+                target.hook = None
+                source.put("a", "3")
+                w.clock.advance(seconds=400)
+                await w.engine.handle(body)
+
+        target.hook = hook
+        await w.engine.handle(body)
+        assert [fields["value"] for _, fields in target.writes] == ["1", "3"]
+
+
+@pytest.mark.parametrize("capabilities", KINDS)
+async def test_what_was_changed_by_hand_is_not_deleted_and_said_so(tmp_path: Path, capabilities: Capabilities) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", capabilities)
+    async with world(tmp_path, [source, target], one_way(delete=PROPAGATE)) as w:
+        source.put("a", "1")
+        await w.sync()
+        target.put("a", "by hand")
+        source.remove("a")
+        run = await w.sync()
+        assert (run.deleted, run.conflicts) == (0, 1)
+        assert target.values() == {"a": {"value": "by hand"}}
+        assert "changed in the target" in ((await one(w, "a")).error or "")
+
+
+async def test_what_is_changed_by_hand_in_the_moment_of_its_deletion_stays(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way(delete=PROPAGATE)) as w:
+        source.put("a", "1")
+        await w.sync()
+        source.remove("a")
+
+        async def hook(vault: str, operation: str, name: str) -> None:
+            if operation == "delete":
+                target.hook = None
+                target.put("a", "by hand")
+
+        target.hook = hook
+        assert (await w.sync()).conflicts == 1
+        assert target.values() == {"a": {"value": "by hand"}}

@@ -120,7 +120,9 @@ def test_a_whole_number_is_the_same_however_it_is_written() -> None:
 
 
 def test_what_is_no_json_is_refused_without_being_quoted() -> None:
-    for value in (float("nan"), object(), "\ud800"):
+    endless: list[object] = []
+    endless.append(endless)
+    for value in (float("nan"), object(), "\ud800", endless):
         with pytest.raises(InvalidSecret) as caught:
             Digester("k" * 40).digest({"value": value})
         assert caught.value.__cause__ is None

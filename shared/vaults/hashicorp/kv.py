@@ -233,10 +233,14 @@ class KvVault(HashicorpVault):
             raise InvalidSecret("KV version 1 can not hold a secret without fields", vault=self.id, path=name)
         try:
             encode(fields, self.id)
+            exact = survives(fields, as_float64=self._version == 2)
         except InvalidSecret as error:
             error.path = name
             raise
-        if not survives(fields, as_float64=self._version == 2):
+        except RecursionError:
+            # Python versions differ in what their encoder takes. Vault itself takes 300 levels.
+            raise InvalidSecret("its value is nested too deeply", vault=self.id, path=name) from None
+        if not exact:
             raise InvalidSecret(
                 f"it holds a number that KV version {self._version} can not carry exactly; store it as text",
                 vault=self.id,

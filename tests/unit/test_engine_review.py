@@ -541,3 +541,106 @@ async def test_what_is_changed_by_hand_in_the_moment_of_its_deletion_stays(tmp_p
         target.hook = hook
         assert (await w.sync()).conflicts == 1
         assert target.values() == {"a": {"value": "by hand"}}
+
+
+async def test_a_change_on_both_sides_is_settled_at_once(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        source.put("a", "1")
+        await w.sync()
+        source.put("a", "2")
+        target.put("a", "by hand")
+        assert (await w.sync()).written == 1
+        assert target.values() == {"a": {"value": "2"}}
+        assert not any('"attempt":1' in body for _, body, _ in w.queues.sent), "a conflict is no failure"
+
+
+@pytest.mark.parametrize("capabilities", KINDS)
+async def test_a_deletion_that_timed_out_after_its_effect_needs_no_second_try(
+    tmp_path: Path, capabilities: Capabilities
+) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", capabilities)
+    async with world(tmp_path, [source, target], one_way(delete=PROPAGATE)) as w:
+        source.put("a", "1")
+        await w.sync()
+        source.remove("a")
+        target.faults.add("delete", Unavailable("time-out", vault="target", ambiguous=True), after=True)
+        assert (await w.sync()).deleted == 1
+        assert not any('"attempt":1' in body for _, body, _ in w.queues.sent)
+
+
+async def test_a_deletion_that_was_forbidden_after_it_was_planned_is_not_made(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way(delete=PROPAGATE)) as w:
+        source.put("a", "1")
+        await w.sync()
+        source.remove("a")
+        await planned(w)
+        w.syncs["s"] = replace(w.syncs["s"], delete=DeletePolicy(propagate=False))
+        await w.drain()
+        assert target.values() == {"a": {"value": "1"}}
+
+
+async def test_an_approved_cleanup_leaves_an_old_name_whose_new_one_is_not_there(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    sync = one_way(delete=DeletePolicy(propagate=True, max_percent=0, min_count=0))
+    async with world(tmp_path, [source, target], sync) as w:
+        source.put("a", "1")
+        source.put("b", "1")
+        await w.sync()
+        w.syncs["s"] = replace(w.syncs["s"], targets=(Target("target", "target", prefix="new/"),))
+
+        async def hook(vault: str, operation: str, name: str) -> None:
+            if (operation, name) == ("set", "new/a"):
+                raise AccessDenied("no", vault=vault, path=name)
+
+        target.hook = hook
+        blocked = await w.sync()
+        await w.engine.runs.approve(blocked.run_id)
+        await w.drain()
+        assert sorted(target.values()) == ["a", "new/b"]
+
+
+@pytest.mark.parametrize("capabilities", KINDS)
+async def test_a_write_that_nobody_could_look_at_is_still_known_for_ours(
+    tmp_path: Path, capabilities: Capabilities
+) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", capabilities)
+    sync = one_way(delete=PROPAGATE, retry_policy=RetryPolicy(max_retries=0))
+    async with world(tmp_path, [source, target], sync) as w:
+        source.put("a", "1")
+        w.syncs["s"] = replace(sync, on_existing=OnExisting.FAIL)
+        target.faults.add("set", Unavailable("time-out", vault="target", ambiguous=True), after=True)
+
+        async def hook(vault: str, operation: str, name: str) -> None:
+            if operation == "get" and target.writes:
+                raise Unavailable("connection refused", vault=vault, path=name)
+
+        target.hook = hook
+        assert (await w.sync()).failed == 1
+        target.hook = None
+        w.queues.messages.clear()
+        assert (await w.sync()).status is RunStatus.SUCCEEDED
+        source.remove("a")
+        assert (await w.sync()).deleted == 1
+        assert target.values() == {}
+
+
+async def test_a_worker_that_dies_before_it_can_count_is_counted_as_it_wrote(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        source.put("a", "1")
+        run = await w.engine.runs.start("s", trigger="manual")
+        await w.engine.handle(w.queues.messages.pop()[1])
+        save = w.store.save_chunk
+
+        async def dies(*args: object) -> None:
+            raise Killed
+
+        w.store.save_chunk = dies  # type: ignore[method-assign,assignment]
+        with pytest.raises(Killed):
+            await w.engine.handle(w.queues.messages[0][1])
+        w.store.save_chunk = save  # type: ignore[method-assign]
+        await w.drain()
+        ended = await w.engine.runs.view(run.run_id)
+        assert (ended.written, ended.unchanged) == (1, 0)

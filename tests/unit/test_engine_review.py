@@ -644,3 +644,65 @@ async def test_a_worker_that_dies_before_it_can_count_is_counted_as_it_wrote(tmp
         await w.drain()
         ended = await w.engine.runs.view(run.run_id)
         assert (ended.written, ended.unchanged) == (1, 0)
+
+
+async def test_a_server_that_asks_for_time_gets_it(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        source.put("a", "1")
+        await planned(w)
+        target.faults.add("set", Unavailable("429", vault="target", retry_after=77))
+        await w.engine.handle(w.queues.messages.pop()[1])
+        ((_, _, delay),) = w.queues.messages
+        assert delay >= 77
+
+
+async def test_a_vault_that_is_down_is_not_asked_for_every_path(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        for n in range(200):
+            source.put(f"s{n:03}", "1")
+        await planned(w)
+        target.faults.always = DOWN
+        source.calls.clear()
+        await w.engine.handle(w.queues.messages.pop()[1])
+        assert source.calls["get"] < 100
+
+
+async def test_a_job_that_comes_twice_at_once_is_done_once(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        source.put("a", "1")
+        await planned(w)
+        body = w.queues.messages[0][1]
+
+        async def hook(vault: str, operation: str, name: str) -> None:
+            if operation == "get":
+                source.hook = None
+                await w.engine.handle(body)
+
+        source.hook = hook
+        await w.engine.handle(body)
+        assert (source.calls["get"], len(target.writes)) == (1, 1)
+
+
+async def test_a_run_whose_end_was_interrupted_is_counted_once(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        source.put("a", "1")
+        await planned(w)
+        save = w.store.save_run
+
+        async def dies(*args: object) -> None:
+            raise Killed
+
+        w.store.save_run = dies  # type: ignore[method-assign,assignment]
+        with pytest.raises(Killed):
+            await w.engine.handle(w.queues.messages[0][1])
+        w.store.save_run = save  # type: ignore[method-assign]
+        await w.drain()
+        (run,) = (await w.store.list_runs("s")).items
+        assert (run.status, run.written) == (RunStatus.SUCCEEDED, 1)
+        totals = (await w.store.get_control("s")).totals
+        assert totals["runs"] == {"succeeded": 1}
+        assert totals["targets"]["target"]["written"] == 1

@@ -16,6 +16,8 @@ from typing import TypeAlias
 from shared.errors import StoreError
 
 PLAN_QUEUE = "vaultferry-plan"
+EVENTS_QUEUE = "vaultferry-events"
+"""Where Event Grid delivers what it has to say of Key Vaults."""
 WRITE_QUEUE_PREFIX = "vaultferry-to-"
 POISON_SUFFIX = "-poison"
 MAX_BODY = 48 * 1024
@@ -70,7 +72,20 @@ class ProbeJob:
     """Who holds the lease that keeps a second probe away: this probe and those that follow it."""
 
 
-Job: TypeAlias = PlanJob | WriteJob | ProbeJob
+@dataclass(frozen=True, slots=True)
+class EventJob:
+    """Look at these paths of one target: something says that they may have changed. It belongs to no run."""
+
+    sync: str
+    vault: str
+    target: str
+    hints: tuple[tuple[str, str | None], ...]
+    """Paths, and the version that each was told of: whoever has it already has nothing to do. None: look in any case."""
+    attempt: int = 0
+    split: bool = False
+
+
+Job: TypeAlias = PlanJob | WriteJob | EventJob | ProbeJob
 
 
 def encode(job: Job) -> str:
@@ -90,6 +105,16 @@ def encode(job: Job) -> str:
                 "attempt": job.attempt,
                 "split": job.split,
             }
+        case EventJob():
+            body = {
+                "job": "event",
+                "sync": job.sync,
+                "vault": job.vault,
+                "target": job.target,
+                "hints": job.hints,
+                "attempt": job.attempt,
+                "split": job.split,
+            }
         case ProbeJob():
             body = {"job": "probe", "vault": job.vault, "attempt": job.attempt, "holder": job.holder}
     return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
@@ -104,6 +129,9 @@ def decode(text: str | bytes) -> Job:
                 return PlanJob(**body)
             case "write":
                 return WriteJob(**{**body, "paths": tuple(body["paths"])})
+            case "event":
+                hints = tuple((str(path), None if version is None else str(version)) for path, version in body["hints"])
+                return EventJob(**{**body, "hints": hints})
             case "probe":
                 return ProbeJob(**body)
     except (ValueError, TypeError, KeyError, AttributeError):

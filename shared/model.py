@@ -295,6 +295,8 @@ class ObjectState:
     path: str
     parts: tuple[Part, ...] = ()
     source_fingerprint: str | None = None
+    source_version: str | None = None
+    """The version that was carried, where the source tells versions: what makes an event old news."""
     digest_key_id: str | None = None
     recipe: str | None = None
     status: ObjectStatus = ObjectStatus.PENDING
@@ -379,6 +381,10 @@ class Control:
     last_success_at: datetime | None = None
     totals: Mapping[str, Any] = field(default_factory=dict)
     """Sums over finished runs: `runs` by status, `targets` by target and outcome, `calls` by vault, `seconds`."""
+    again: str | None = None
+    """The trigger of a full run that must begin after the active one, or when the sync is resumed; None: none must."""
+    event_deletes: Mapping[str, Any] = field(default_factory=dict)
+    """By target: how many deletes events have asked for in the present window (`count`), and when it began (`since`)."""
     revision: str | None = None
 
 

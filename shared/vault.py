@@ -23,6 +23,7 @@ from typing import ClassVar
 
 from shared.errors import InvalidSecret
 from shared.model import Entry, Expect, Secret
+from shared.notices import Hint, Notice
 from shared.pacing import Pacer
 
 
@@ -150,6 +151,14 @@ class Vault(ABC):
 
         With compare-and-set, exactly the version `expect` is deleted and a newer one raises Conflict.
         """
+
+    def heard(self, notice: Notice) -> Hint | None:
+        """Which secret of this vault a notice speaks of; None: none of them. Asks nobody. Valid once `open` has returned.
+
+        A `GapNotice` speaks of no secret: answer a hint with an empty name where this vault's changes are told in that
+        way at all.
+        """
+        return None
 
     @abstractmethod
     async def check(self, uses: list[Use]) -> list[Finding]:

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("shared", "shared.model", "shared.errors"),
+    ("shared", "shared.model", "shared.errors", "shared.notices"),
     (
         "shared.vault",
         "shared.pacing",
@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "shared.onestring",
         "shared.history",
         "shared.jobs",
+        "shared.audit",
         "shared.mapping",
         "shared.plan",
         "shared.sqlite",
@@ -32,7 +33,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "shared.timer_loop",
     ),
     ("shared.vaults", "shared.histories", "shared.queues", "shared.engine"),
-    ("shared.config", "shared.api", "shared.bodies", "shared.health", "shared.metrics", "shared.logs"),
+    (
+        "shared.config",
+        "shared.api",
+        "shared.bodies",
+        "shared.intake",
+        "shared.relay",
+        "shared.health",
+        "shared.metrics",
+        "shared.logs",
+    ),
     ("shared.app",),
     ("function_app", "shared.host", "shared.cli"),
 )

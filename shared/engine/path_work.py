@@ -113,7 +113,8 @@ class PathWork:
     store: Store
     digester: Digester
     owner: str | None
-    run_id: str
+    run_id: str | None
+    """None: the job is an event's, and belongs to no run."""
     attempt: int
     clock: Callable[[], datetime]
 
@@ -587,7 +588,7 @@ def _left_alone(taken: _NotOurs) -> Part:
     return Part(taken.name, entry.fingerprint if entry else None, entry.version if entry else None, owned=False)
 
 
-def fail_event(before: ObjectState, failed: ObjectState, run_id: str, attempt: int) -> Event | None:
+def fail_event(before: ObjectState, failed: ObjectState, run_id: str | None, attempt: int) -> Event | None:
     """A failure goes into the history once: the same one again in the next run adds nothing."""
     if before.status is ObjectStatus.FAILED and before.error == failed.error:
         return None

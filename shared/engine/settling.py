@@ -1,0 +1,273 @@
+"""Claiming paths, working on them side by side, and recording how they ended: what all jobs that write have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+from shared.engine.installation import Installation
+from shared.engine.path_work import Later, PathWork, Settled, fail_event
+from shared.engine.runs import ATTEMPTS_TO_SAVE
+from shared.errors import StoreError, VaultError
+from shared.history import Save
+from shared.mapping import Mapper
+from shared.model import Action, Event, ObjectState, ObjectStatus, Outcome, Sync, Target
+
+log = logging.getLogger("vaultferry.writer")
+
+BATCH = 64
+"""Paths claimed, worked on and recorded together: each of the two costs one transaction."""
+CLAIM = timedelta(seconds=300)
+"""Longer than a batch takes, quick tries and time-outs included. After a crash nobody else may touch its paths sooner,
+but for a process on the same machine that knows the holder to be dead."""
+DOWN_AFTER = 5
+"""Failures in a row after which the rest of a job is not even tried: the vault is down."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A path that is this job's alone: its row as it was, and as it is now."""
+
+    before: ObjectState
+    state: ObjectState
+
+
+@dataclass
+class Results:
+    """What came of a job's paths."""
+
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    later: dict[str, Later] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
+    """Whose claims had expired before they could be saved."""
+    down: bool = False
+    """Some failed for good because a vault did not answer: somebody should see when it does."""
+    defect: Exception | None = None
+    """What some ended with that is no vault's answer: their message is to come again, and ends in poison."""
+    failures: list[VaultError] = field(default_factory=list)
+    """In a row, without a success in between."""
+
+    @property
+    def hopeless(self) -> VaultError | None:
+        """Why nothing more need be tried for now."""
+        return self.failures[-1] if len(self.failures) >= DOWN_AFTER else None
+
+
+class Settler:
+    def __init__(self, installation: Installation) -> None:
+        self._in = installation
+        self._store = installation.store
+
+    async def work(self, sync: Sync, target: Target, run_id: str | None, attempt: int) -> PathWork:
+        """What a job's paths have in common, its vaults opened. Raises any VaultError."""
+        source = await self._in.vaults.get(sync.source.vault, sync.source.resource)
+        vault = await self._in.vaults.get(target.vault, sync.source.resource)
+        return PathWork(
+            sync=sync,
+            target=target,
+            mapper=Mapper(target, vault.capabilities.names),
+            source=source,
+            vault=vault,
+            store=self._store,
+            digester=self._in.digester,
+            owner=self._in.owner_marks.get(sync.id),
+            run_id=run_id,
+            attempt=attempt,
+            clock=self._in.clock,
+        )
+
+    async def claim(self, todo: Sequence[tuple[ObjectState, ObjectState]], results: Results) -> list[Claimed]:
+        """Claim paths (each as it was read, and as it is to be noted). Whoever else was faster keeps theirs: busy."""
+        if not todo:
+            return []
+        now = self._in.clock()
+        saves = [
+            Save(
+                replace(
+                    noted,
+                    status=ObjectStatus.PENDING,
+                    claim=f"{self._store.owner}:{uuid.uuid4().hex}",
+                    claim_expires_at=now + CLAIM,
+                )
+            )
+            for _, noted in todo
+        ]
+        claimed = []
+        for (before, _), kept in zip(todo, await self._store.save_objects(saves), strict=True):
+            if kept is None:
+                results.later[before.path] = Later(busy=True)
+            else:
+                claimed.append(Claimed(before, kept))
+        return claimed
+
+    async def settle(
+        self,
+        work: PathWork,
+        claimed: Sequence[Claimed],
+        one: Callable[[Claimed], Awaitable[Settled | Later]],
+        results: Results,
+    ) -> None:
+        """Do `one` for each claimed path, side by side, and record all that came of it in one step."""
+
+        async def unless_hopeless(each: Claimed) -> Settled | Later:
+            if results.hopeless is not None:
+                return Later(error=results.hopeless)
+            result = await one(each)
+            if isinstance(result, Settled):
+                results.failures.clear()
+            elif result.error is not None:
+                results.failures.append(result.error)
+            return result
+
+        if not claimed:
+            return
+        ended = await asyncio.gather(*(unless_hopeless(each) for each in claimed), return_exceptions=True)
+        saves: list[Save] = []
+        outcomes: list[Outcome | Later | None] = []
+        for each, result in zip(claimed, ended, strict=True):
+            save: Save
+            outcome: Outcome | Later | None
+            if isinstance(result, Exception):
+                # Given back at once, so that its next delivery finds it free, and fails as visibly.
+                results.defect = result
+                save, outcome = Save(each.state), None
+            elif isinstance(result, BaseException):
+                raise result
+            elif isinstance(result, Later):
+                final = not result.busy and work.attempt >= work.sync.retry_policy.max_retries
+                results.down = results.down or final
+                save, outcome = _given_back(work, each, result, final)
+            else:
+                save, outcome = Save(result.state, result.event), result.outcome
+            released = replace(save.state, claim=None, claim_expires_at=None, last_sync_at=self._in.clock())
+            if isinstance(outcome, Outcome) and work.run_id is not None:
+                released = replace(released, outcome=outcome, run_id=work.run_id)
+            saves.append(Save(released, save.event))
+            outcomes.append(outcome)
+        saved = await self._store.save_objects(saves)
+        for save, kept, outcome in zip(saves, saved, outcomes, strict=True):
+            if outcome is None:
+                continue
+            if kept is None:
+                # The claim had expired and somebody else went on: what we know is old.
+                await self._doubt(save.state)
+                results.lost.append(save.state.path)
+            elif isinstance(outcome, Later):
+                results.later[save.state.path] = outcome
+            else:
+                results.outcomes[save.state.path] = outcome
+                log_path(work, save.state, outcome)
+
+    async def _doubt(self, ours: ObjectState) -> None:
+        """Who went on does not know that we wrote behind its back: nobody is to trust its record before a look."""
+        for _ in range(ATTEMPTS_TO_SAVE):
+            known = await self._store.get_objects(ours.sync_id, ours.target, [ours.path])
+            theirs = known[ours.path]
+            parts = (*theirs.parts, *(part for part in ours.parts if theirs.part(part.name) is None))
+            doubted = replace(theirs, parts=parts, status=ObjectStatus.PENDING, outcome=Outcome.OPEN)
+            if (await self._store.save_objects([Save(doubted)]))[0] is not None:
+                return
+        raise StoreError(f"{ours.path!r} of sync {ours.sync_id!r} could not be saved: its record keeps changing")
+
+    # without a claim ----------------------------------------------------------------------------------------------
+
+    async def unopened(
+        self,
+        sync: Sync,
+        target: Target,
+        paths: Sequence[str],
+        error: VaultError,
+        results: Results,
+        *,
+        run_id: str | None,
+        attempt: int,
+    ) -> None:
+        """A vault can not even be opened: paths come later, or have failed."""
+        if error.transient and attempt < sync.retry_policy.max_retries:
+            results.later.update((path, Later(error=error)) for path in paths)
+            return
+        results.down = results.down or error.transient
+        states = await self._store.get_objects(sync.id, target.id, paths)
+        failed = dict.fromkeys(paths, error)
+        await self.fail(
+            [states.get(path) or ObjectState(sync.id, target.id, path) for path in paths],
+            failed,
+            results,
+            run_id=run_id,
+            attempt=attempt,
+        )
+
+    async def fail(
+        self,
+        states: Sequence[ObjectState],
+        errors: Mapping[str, VaultError],
+        results: Results,
+        *,
+        run_id: str | None,
+        attempt: int,
+    ) -> None:
+        """Record as failed what nobody has begun to write. Whoever else was faster keeps theirs: busy."""
+        saves = []
+        for before in states:
+            error = errors[before.path]
+            failed = replace(
+                before,
+                status=ObjectStatus.FAILED,
+                error=str(error),
+                transient=error.transient,
+                last_sync_at=self._in.clock(),
+            )
+            if run_id is not None:
+                failed = replace(failed, run_id=run_id, outcome=Outcome.FAILED)
+            saves.append(Save(failed, fail_event(before, failed, run_id, attempt)))
+        if not saves:
+            return
+        for save, kept in zip(saves, await self._store.save_objects(saves), strict=True):
+            if kept is None:
+                results.later[save.state.path] = Later(busy=True)
+            else:
+                results.outcomes[save.state.path] = Outcome.FAILED
+
+    async def give_up(
+        self, sync_id: str, target_id: str, paths: Sequence[str], *, run_id: str | None, attempt: int
+    ) -> None:
+        """Record paths as failed whose job ended without an answer too often."""
+        why = "its job ended without an answer several times; see the log of the writer"
+        states = await self._store.get_objects(sync_id, target_id, paths)
+        saves = []
+        for path in paths:
+            state = states.get(path) or ObjectState(sync_id, target_id, path)
+            failed = replace(
+                state, status=ObjectStatus.FAILED, error=why, transient=False, claim=None, claim_expires_at=None
+            )
+            if run_id is not None:
+                failed = replace(failed, run_id=run_id, outcome=Outcome.FAILED)
+            saves.append(Save(failed, Event(Action.FAIL, ObjectStatus.FAILED, run_id, attempt=attempt, error=why)))
+        await self._store.save_objects(saves)
+
+
+def _given_back(work: PathWork, each: Claimed, later: Later, final: bool) -> tuple[Save, Outcome | Later]:
+    """What to save for a path that could not be settled now: given back, or failed when its retries are used up."""
+    before, state = each.before, later.state or each.state
+    if not final:
+        # A failure that stays is not news: the status that tells it from a new one is kept for the last try.
+        status = ObjectStatus.FAILED if before.status is ObjectStatus.FAILED else state.status
+        return Save(replace(state, status=status, error=str(later.error) if later.error else state.error)), later
+    failed = replace(state, status=ObjectStatus.FAILED, error=str(later.error), transient=True)
+    return Save(failed, fail_event(before, failed, work.run_id, work.attempt)), Outcome.FAILED
+
+
+def log_path(work: PathWork, state: ObjectState, outcome: Outcome) -> None:
+    if outcome in (Outcome.FAILED, Outcome.CONFLICT):
+        level, text = logging.WARNING, f"{outcome.name.lower()}: {state.error}"
+    elif outcome in (Outcome.WRITTEN, Outcome.REPAIRED, Outcome.DELETED):
+        level, text = logging.DEBUG, outcome.name.lower()
+    else:
+        return
+    if log.isEnabledFor(level):
+        extra = {"sync": work.sync.id, "target": work.target.id, "path": state.path, "attempt": work.attempt}
+        log.log(level, "%s", text, extra=extra if work.run_id is None else {**extra, "run": work.run_id})

@@ -17,7 +17,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 from shared.model import (
@@ -36,6 +36,8 @@ from shared.model import (
 T = TypeVar("T")
 
 SCHEMA_VERSION = 1
+LONGEST_MEMORY = timedelta(days=1)
+"""How long `remember` may be asked to: what is forgotten is also removed, a day at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,14 @@ class Store(ABC):
     @abstractmethod
     async def release_lease(self, name: str, owner: str) -> None:
         """Give it back; nothing happens when somebody else holds it."""
+
+    @abstractmethod
+    async def remember(self, what: str, until: datetime) -> None:
+        """Remember a word of at most 200 characters until then, at most `LONGEST_MEMORY` from now. Twice is once."""
+
+    @abstractmethod
+    async def remembers(self, what: str) -> bool:
+        """Whether it was remembered, and is to be still."""
 
     # objects ----------------------------------------------------------------------------------------------------
 

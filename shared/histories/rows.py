@@ -82,6 +82,7 @@ OBJECT_COLUMNS = (
     "history_count",
     "history_hash",
     "history_at",
+    "source_version",
 )
 HISTORY_COLUMNS = (
     "id",
@@ -250,6 +251,8 @@ def control_columns(control: Control) -> Columns:
         "last_run": control.last_run,
         "last_success_at": iso(control.last_success_at),
         "totals": canonical_json(control.totals),
+        "again": control.again,
+        "event_deletes": canonical_json(control.event_deletes),
     }
 
 
@@ -261,6 +264,9 @@ def control_from(row: Mapping[str, Any], revision: str) -> Control:
         last_run=row["last_run"],
         last_success_at=from_iso(row["last_success_at"]),
         totals=json.loads(row["totals"]),
+        again=row["again"],
+        # None in a table's row that was written before there were events.
+        event_deletes=json.loads(row["event_deletes"] or "{}"),
         revision=revision,
     )
 
@@ -297,6 +303,7 @@ def object_columns(sync_object_id: str, state: ObjectState) -> Columns:
         "history_count": state.history_count,
         "history_hash": state.history_hash,
         "history_at": iso(state.history_at),
+        "source_version": state.source_version,
     }
 
 
@@ -319,6 +326,7 @@ def object_from(row: Mapping[str, Any], revision: str) -> ObjectState:
             for name, fingerprint, version, digest, owned, intended in json.loads(row["parts"])
         ),
         source_fingerprint=row["source_fingerprint"],
+        source_version=row["source_version"],
         digest_key_id=row["digest_key_id"],
         recipe=row["recipe"],
         status=ObjectStatus(row["last_sync_status"]),

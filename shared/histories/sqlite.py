@@ -145,7 +145,16 @@ WHEN EXISTS (SELECT 1 FROM sync_history WHERE id = NEW.id OR rowid = NEW.rowid) 
 END;
 """
 
-SCHEMA = (_VERSION_1,)
+_VERSION_2 = """
+ALTER TABLE sync_objects ADD COLUMN source_version TEXT;
+ALTER TABLE syncs_control ADD COLUMN again TEXT;
+ALTER TABLE syncs_control ADD COLUMN event_deletes TEXT NOT NULL DEFAULT '{}';
+
+CREATE TABLE syncs_seen (what TEXT NOT NULL PRIMARY KEY, until TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX syncs_seen_by_time ON syncs_seen (until);
+"""
+
+SCHEMA = (_VERSION_1, _VERSION_2)
 
 _RUN_SELECT = ", ".join(f'"{name}"' for name in RUN_COLUMNS)
 _OBJECT_SELECT = (*OBJECT_COLUMNS, "revision")
@@ -309,6 +318,21 @@ class SqliteStore(Store):
 
     async def release_lease(self, name: str, owner: str) -> None:
         await self._execute("DELETE FROM syncs_lease WHERE name = ? AND owner = ?", (name, owner))
+
+    async def remember(self, what: str, until: datetime) -> None:
+        def run(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM syncs_seen WHERE until <= ?", (iso(self._clock()),))
+            connection.execute(
+                "INSERT INTO syncs_seen (what, until) VALUES (?, ?)"
+                " ON CONFLICT (what) DO UPDATE SET until = excluded.until",
+                (what, iso(until)),
+            )
+
+        await self._db.write(run)
+
+    async def remembers(self, what: str) -> bool:
+        query = "SELECT 1 FROM syncs_seen WHERE what = ? AND until > ?"
+        return await self._one(query, (what, iso(self._clock()))) is not None
 
     # objects ----------------------------------------------------------------------------------------------------
 

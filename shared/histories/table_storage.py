@@ -7,7 +7,7 @@ Every question is a range of one partition, and what must hold together is in on
     syncobjects   one partition a sync: o| objects; i| a pointer to each that is failed, conflict, pending or skipped
     synchistory   one partition a sync: each row by object (o|), by time (t|) and, unless in_sync, by status (s|);
                   c| where an object's chain was cut by the archive
-    syncsmeta     the schema's version, controls, leases, names
+    syncsmeta     the schema's version, controls, leases, names; seen|DAY: keys to be remembered until that day
 
 Nothing spans tables: the history is appended before the object is saved, under a key that only one row can have. What a
 crash leaves between the two is a row that the object's record does not know yet; the next one is appended behind it.
@@ -19,7 +19,7 @@ import asyncio
 import secrets as random
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from shared.errors import StoreError
@@ -50,7 +50,7 @@ from shared.histories.rows import (
     stamped,
 )
 from shared.histories.tables import MAX_BYTES, Entity, Operation, Tables, after, batches, key, pack, size, unpack
-from shared.history import SCHEMA_VERSION, Broken, Page, Save, Store, Verification, chain_hash
+from shared.history import LONGEST_MEMORY, SCHEMA_VERSION, Broken, Page, Save, Store, Verification, chain_hash
 from shared.model import (
     Chunk,
     Control,
@@ -93,7 +93,17 @@ _PROGRESS_COLUMNS = (
     "error",
     "calls",
 )
-_CONTROL_COLUMNS = ("sync_id", "paused", "active_run", "last_run", "last_success_at", "totals")
+_CONTROL_COLUMNS = (
+    "sync_id",
+    "paused",
+    "active_run",
+    "last_run",
+    "last_success_at",
+    "totals",
+    "again",
+    "event_deletes",
+)
+_SEEN = "seen|"
 _MIRROR = str.maketrans("0123456789", "9876543210")
 
 
@@ -107,6 +117,7 @@ class TableStore(Store):
         self._service = service
         self._clock = clock
         self._open: Tables | None = None
+        self._swept: str | None = None
         self.owner = random.token_hex(7)
         self._runs = f"{self.prefix}syncsrun"
         self._chunks = f"{self.prefix}syncschunk"
@@ -272,6 +283,30 @@ class TableStore(Store):
         held = await self._tables.get(self._meta, "lease", key(name))
         if held is not None and held["owner"] == owner:
             await self._tables.transact(self._meta, [_delete(held)])
+
+    async def remember(self, what: str, until: datetime) -> None:
+        await self._sweep()
+        entity = {"PartitionKey": _seen(until), "RowKey": key(what), "until": iso(until)}
+        await self._tables.transact(self._meta, [("upsert", entity, {"mode": "replace"})])
+
+    async def remembers(self, what: str) -> bool:
+        now = self._clock()
+        days = (_seen(now), _seen(now + LONGEST_MEMORY))
+        found = await asyncio.gather(*(self._tables.get(self._meta, day, key(what)) for day in days))
+        return any(entity is not None and entity["until"] > str(iso(now)) for entity in found)
+
+    async def _sweep(self) -> None:
+        """Remove some of what need not be remembered any longer: of the days before today, once a day and process."""
+        today = _seen(self._clock())
+        if self._swept == today:
+            return
+        condition = "PartitionKey ge @first and PartitionKey lt @today"
+        names = ["PartitionKey", "RowKey"]
+        old = await self._tables.query(self._meta, condition, limit=PAGE, select=names, first=_SEEN, today=today)
+        for day in {entity["PartitionKey"] for entity in old}:
+            await self._delete_all(self._meta, [entity for entity in old if entity["PartitionKey"] == day])
+        if len(old) < PAGE:
+            self._swept = today
 
     # objects ----------------------------------------------------------------------------------------------------
 
@@ -741,6 +776,10 @@ def _object(entity: Any) -> ObjectState:
 def _with_revision(state: ObjectState, etag: str) -> ObjectState:
     """The revision also says under which status there is a pointer, so that the next save can remove it."""
     return replace(state, revision=f"{etag}|{state.status if state.status in INDEXED else ''}")
+
+
+def _seen(moment: datetime) -> str:
+    return f"{_SEEN}{moment.astimezone(UTC):%Y-%m-%d}"
 
 
 def _names(sync_id: str, target: str) -> str:

@@ -22,6 +22,7 @@ FULL = ObjectState(
     "apps/db",
     parts=(Part("apps-db-user", "f", "3", "d" * 64), Part("apps-db-password", None, None, None, owned=False)),
     source_fingerprint="['2026', 3]",
+    source_version="3",
     digest_key_id="k1",
     recipe="r" * 40,
     status=ObjectStatus.CONFLICT,

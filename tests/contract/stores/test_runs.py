@@ -190,7 +190,8 @@ async def test_a_control_is_fresh_until_saved_and_of_two_writers_one_loses(
 ) -> None:
     assert await store.get_control(SYNC) == Control(SYNC)
     totals = {"runs": {"succeeded": 3}, "targets": {"prod": {"written": 4}}, "seconds": 1.25}
-    new = Control(SYNC, True, "run-2", "run-1", clock.now, totals)
+    deletes = {"prod": {"count": 7, "since": "2026-05-01T12:00:00.000000Z"}}
+    new = Control(SYNC, True, "run-2", "run-1", clock.now, totals, again="gap", event_deletes=deletes)
     saved = await store.save_control(new)
     assert saved is not None
     assert replace(saved, revision=None) == new
@@ -226,6 +227,31 @@ async def test_of_many_who_want_a_lease_one_gets_it(store: Store, other: Store, 
         )
         assert answers.count(True) == 1
         clock.pass_by(seconds=6)
+
+
+WORDS = ["batch:1", "batch:2", "batch:ünïcödé/秘密 🔑", "batch:" + "🔑" * 194, "!x|y", "batch:" + "x" * 194]
+
+
+async def test_a_word_is_remembered_until_its_time(store: Store, other: Store, clock: Clock) -> None:
+    for number, word in enumerate(WORDS):
+        assert not await store.remembers(word)
+        await store.remember(word, clock.now + timedelta(hours=12 + number))
+    clock.pass_by(hours=12, microseconds=-1)
+    assert all([await other.remembers(word) for word in WORDS])
+    clock.pass_by(microseconds=1)
+    assert [await other.remembers(word) for word in WORDS] == [False] + [True] * 5
+    assert not await other.remembers("batch:3")
+    assert not await other.remembers("BATCH:2")
+
+
+async def test_a_word_is_remembered_for_as_long_as_was_said_last(store: Store, other: Store, clock: Clock) -> None:
+    await store.remember("batch:1", clock.now + timedelta(hours=1))
+    clock.pass_by(minutes=30)
+    await asyncio.gather(*(one.remember("batch:1", clock.now + timedelta(days=1)) for one in (store, other)))
+    clock.pass_by(hours=23, minutes=59)
+    assert await store.remembers("batch:1")
+    clock.pass_by(minutes=1)
+    assert not await store.remembers("batch:1")
 
 
 async def test_opening_again_keeps_everything(storage: Storage, store: Store, clock: Clock) -> None:

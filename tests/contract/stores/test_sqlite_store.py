@@ -9,15 +9,17 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shared.errors import StoreError
-from shared.histories.sqlite import SqliteStore
+from shared.histories.rows import object_columns
+from shared.histories.sqlite import SCHEMA, SqliteStore
 from shared.history import Save
-from shared.model import Action, ObjectStatus, Part, RunStatus
+from shared.model import Action, Control, ObjectStatus, Part, RunStatus
 from shared.sqlite import Database
 from tests.contract.stores.conftest import Clock
 from tests.contract.stores.helpers import SYNC, TARGET, event, run, saved, state
@@ -30,6 +32,9 @@ COLUMNS = {
     "sync_history": "id sync_object_id sync_id target path run_id action status direction source_version target_version"
     " attempt error created_at previous_hash hash",
 }
+
+
+OLD = replace(state("a", source_fingerprint="f", recipe="r"), run_id="run-1")
 
 
 @pytest.fixture
@@ -141,7 +146,7 @@ async def test_a_record_that_a_person_removed_is_reported_and_its_history_goes_o
     assert not (await store.verify_history()).broken
 
 
-async def test_no_question_scans_a_table(store: SqliteStore, path: Path, person: sqlite3.Connection) -> None:
+async def test_no_question_scans_a_table(store: SqliteStore, clock: Clock, person: sqlite3.Connection) -> None:
     """Every statement of a day's work is a search of an index."""
     statements: list[str] = []
 
@@ -165,6 +170,8 @@ async def test_no_question_scans_a_table(store: SqliteStore, path: Path, person:
     await store.list_progress("r")
     await store.reserve_names(SYNC, TARGET, {"a": "a"})
     await store.release_names(SYNC, TARGET, {"a": "a"})
+    await store.remember("batch:1", clock.now)
+    await store.remembers("batch:1")
     await saved(store, one, event())
     plans = {
         row["detail"]
@@ -181,6 +188,48 @@ async def test_no_question_scans_a_table(store: SqliteStore, path: Path, person:
         for scan in scans
         if not scan.startswith(allowed) and scan != "SCAN syncs_run USING INDEX syncs_run_by_time"
     } == set()
+
+
+async def test_what_was_forgotten_is_removed(store: SqliteStore, person: sqlite3.Connection, clock: Clock) -> None:
+    for number in range(3):
+        await store.remember(f"batch:{number}", clock.now + timedelta(hours=1))
+        clock.pass_by(minutes=40)
+    assert [row["what"] for row in person.execute("SELECT what FROM syncs_seen ORDER BY what")] == [
+        "batch:1",
+        "batch:2",
+    ]
+
+
+async def test_a_file_of_the_first_version_is_migrated_and_keeps_everything(path: Path, clock: Clock) -> None:
+    db = Database(path)
+    await db.open()
+    await db.migrate("store", SCHEMA[:1])
+    old = {
+        "syncs_control": {"sync_id": SYNC, "paused": 1, "last_run": "run-1", "totals": "{}", "revision": 4},
+        "sync_objects": {
+            name: value
+            for name, value in object_columns(OLD.object_id, replace(OLD, updated_at=clock.now)).items()
+            if name != "source_version"
+        }
+        | {"revision": 2},
+    }
+
+    def fill(connection: sqlite3.Connection) -> None:
+        for table, columns in old.items():
+            marks = ", ".join("?" * len(columns))
+            connection.execute(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", tuple(columns.values()))
+
+    await db.write(fill)
+    await db.aclose()
+    for _ in range(2):
+        store = SqliteStore(Database(path), clock=clock)
+        await store.open()
+        control = await store.get_control(SYNC)
+        assert control == Control(SYNC, paused=True, last_run="run-1", revision="4")
+        found = (await store.get_objects(SYNC, TARGET, ["a"]))["a"]
+        assert found == replace(OLD, updated_at=clock.now, revision="2")
+        await store.remember("batch:1", clock.now + timedelta(hours=1))
+        await store.aclose()
 
 
 HOLD = """

@@ -189,6 +189,38 @@ async def test_two_archives_at_once_lose_nothing(store: TableStore, clock: Clock
     assert (verified.rows, list(verified.broken)) == (1, [])
 
 
+async def test_what_was_forgotten_is_removed_a_day_later(store: TableStore, env: dict[str, str], clock: Clock) -> None:
+    async def kept() -> set[str]:
+        async with table_service(env) as service:
+            found = service.get_table_client(f"{store.prefix}syncsmeta").list_entities()
+            return {entity["RowKey"] async for entity in found if entity["PartitionKey"].startswith("seen|")}
+
+    words = [f"batch-{number}" for number in range(130)]
+    await asyncio.gather(*(store.remember(word, clock.now + timedelta(hours=1)) for word in words))
+    await store.remember("younger", clock.now + timedelta(days=1))
+    assert await kept() == {*words, "younger"}
+    clock.pass_by(days=1)
+    await store.remember("new", clock.now + timedelta(days=1))
+    assert await kept() == {"younger", "new"}
+    clock.pass_by(days=5)
+    await store.remember("newest", clock.now + timedelta(days=1))
+    assert await kept() == {"newest"}
+
+
+async def test_rows_of_a_program_without_events_are_read(store: TableStore, env: dict[str, str]) -> None:
+    control = await store.save_control(Control(SYNC, paused=True))
+    assert control is not None
+    one = await saved(store, state("a", source_version="4"))
+    async with table_service(env) as service:
+        for table, gone in (("syncsmeta", ("again", "event_deletes")), ("syncobjects", ("source_version",))):
+            client = service.get_table_client(f"{store.prefix}{table}")
+            async for entity in client.list_entities():
+                await client.update_entity({k: v for k, v in entity.items() if k not in gone}, mode="replace")
+    assert replace(await store.get_control(SYNC), revision=control.revision) == control
+    found = (await store.get_objects(SYNC, TARGET, ["a"]))["a"]
+    assert replace(found, revision=one.revision) == replace(one, source_version=None)
+
+
 # --- an account that refuses --------------------------------------------------------------------------------------
 
 

@@ -67,6 +67,7 @@ SDKS = {
     "cryptography": ("shared.vaults",),
     "httpx": ("shared.vaults",),
     "hvac": ("shared.vaults.hashicorp",),
+    "jmespath": ("shared.vaults.http_api",),
     "prometheus_client": ("shared.metrics",),
     "rich": ("shared.cli",),
     "starlette": ("shared.host",),

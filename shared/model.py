@@ -31,7 +31,7 @@ class Entry:
     fingerprint: str | None = None
     """None: the listing does not tell, or the secret is so young that another write could still look the same."""
     version: str | None = None
-    """What `expect` takes, on vaults that compare and set."""
+    """What `expect` takes, on vaults that compare and set; what events name, where they name versions."""
     updated_at: datetime | None = None
     live: bool = True
     """False for a tombstone: deleted or expired, but its version still counts."""

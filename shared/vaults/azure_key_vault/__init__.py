@@ -19,6 +19,7 @@ import secrets as random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from urllib.parse import urlsplit
 
 from shared import onestring
 from shared.errors import (
@@ -31,6 +32,7 @@ from shared.errors import (
     VaultError,
 )
 from shared.model import Entry, Expect, Secret, canonical_json
+from shared.notices import GapNotice, Hint, KeyVaultNotice, Notice
 from shared.pacing import Pacer
 from shared.vault import Capabilities, Finding, FingerprintCost, NameRule, Use, Vault, check_name
 from shared.vaults.azure_key_vault.client import Client
@@ -271,6 +273,21 @@ class KeyVault(Vault):
 
         await self._call(attempt, path=path, write=write)
 
+    def heard(self, notice: Notice) -> Hint | None:
+        if isinstance(notice, GapNotice):
+            # What tells of Vaults, and does not say which, tells nothing of a Key Vault.
+            return Hint("") if notice.vault == self.id else None
+        if not isinstance(notice, KeyVaultNotice):
+            return None
+        host = urlsplit(self._settings.url).hostname or ""
+        if notice.host.lower() not in (host, host.partition(".")[0]):
+            return None
+        try:
+            check_name(self.id, notice.name, _NAMES)
+        except InvalidSecret:
+            return None
+        return Hint(notice.name, notice.version)
+
     async def check(self, uses: list[Use]) -> list[Finding]:
         """Asks for a secret that can not exist: permissions are looked at before names, so 404 means allowed."""
         name = f"vaultferry-check-{random.token_hex(16)}"
@@ -397,6 +414,8 @@ def _entry(properties: SecretProperties, now: datetime | None) -> Entry:
     return Entry(
         name=properties.name or "",
         fingerprint=hashlib.sha256(canonical_json(shown).encode()).hexdigest()[:32] if settled else None,
+        # A listing has none.
+        version=properties.version,
         updated_at=updated,
         live=expires is None or now is None or expires > now,
         enabled=properties.enabled is not False,

@@ -11,6 +11,7 @@ import hvac.exceptions
 from hvac.api import SystemBackend
 
 from shared.errors import AccessDenied, MountNotFound, Unavailable, VaultError
+from shared.notices import AuditNotice, GapNotice, Hint, KeyVaultNotice, Notice
 from shared.pacing import Pacer
 from shared.vault import Finding, Use, Vault
 from shared.vaults.hashicorp.adapter import AsyncAdapter
@@ -78,6 +79,22 @@ class HashicorpVault(Vault):
         raise Unavailable(
             "the answer is not one that Vault gives: check the address", vault=self.id, path=name
         ) from None
+
+    # what is told of it
+
+    def heard(self, notice: Notice) -> Hint | None:
+        if isinstance(notice, KeyVaultNotice) or notice.vault not in (None, self.id):
+            return None
+        return Hint("") if isinstance(notice, GapNotice) else self._heard(notice)
+
+    @abstractmethod
+    def _heard(self, notice: AuditNotice) -> Hint | None:
+        """Which secret an entry of this server's audit log speaks of."""
+
+    def _is_on(self, mount: str, notice: AuditNotice) -> bool:
+        # A namespace may also be a mount's first segments: `team/kv` is `kv` in `team`, whoever asks for it how.
+        there = f"{notice.namespace.strip('/')}/{notice.mount.strip('/')}"
+        return there.strip("/") == f"{self.settings.namespace or ''}/{mount}".strip("/")
 
     # check
 

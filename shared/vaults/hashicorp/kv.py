@@ -18,6 +18,7 @@ from hvac.api.secrets_engines import KvV1, KvV2
 
 from shared.errors import AccessDenied, Conflict, InvalidSecret, MountNotFound, SecretNotFound, Unsupported
 from shared.model import Entry, Expect, Secret
+from shared.notices import AuditNotice, Hint
 from shared.vault import Capabilities, Finding, FingerprintCost, Use, check_name
 from shared.vaults.hashicorp.adapter import MAX_REQUEST_BYTES, encode
 from shared.vaults.hashicorp.base import PROBE, HashicorpVault
@@ -25,6 +26,8 @@ from shared.vaults.hashicorp.failures import Answer, Forbidden
 from shared.vaults.hashicorp.numbers import survives
 from shared.vaults.hashicorp.settings import Settings
 
+_VERBS = frozenset({"data", "metadata", "delete", "undelete", "destroy"})
+"""Behind which a KV v2 path goes on with the name of a secret."""
 _V1 = Capabilities(FingerprintCost.VALUE, max_bytes=MAX_REQUEST_BYTES)
 _V2 = Capabilities(FingerprintCost.PER_SECRET, compare_and_set=True, max_bytes=MAX_REQUEST_BYTES)
 
@@ -277,6 +280,24 @@ class KvVault(HashicorpVault):
         if self._version == 1 and ".." in name:
             # The storage below takes it for a relative path; KV v2 hides names from it.
             raise InvalidSecret("KV version 1 can not store names with '..'", vault=self.id, path=name)
+
+    # what is told of it
+
+    def _heard(self, notice: AuditNotice) -> Hint | None:
+        if not self._is_on(self._mount, notice):
+            return None
+        verb, name = "", notice.path
+        if self._version == 2:
+            verb, _, name = notice.path.partition("/")
+            if verb not in _VERBS:
+                return None
+        try:
+            # A folder is none: it ends with a slash.
+            self._check(name)
+        except InvalidSecret:
+            return None
+        # Of the others, the number would be that of an older version, or none at all.
+        return Hint(name, str(notice.version) if verb == "data" and notice.version else None)
 
     # check
 

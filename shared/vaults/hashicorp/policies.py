@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from shared.errors import InvalidSecret, Unsupported
 from shared.model import Entry, Expect, Secret
+from shared.notices import AuditNotice, Hint
 from shared.vault import Capabilities, Finding, FingerprintCost, NameRule, Use, check_name
 from shared.vaults.hashicorp.adapter import MAX_REQUEST_BYTES
 from shared.vaults.hashicorp.base import PROBE, HashicorpVault
@@ -16,6 +17,8 @@ _UNTOUCHABLE = frozenset({"root"})
 """No policy, really: it has no text, and can not be written."""
 _PERMANENT = frozenset({"default"})
 """Can be read and written, but Vault does not delete it."""
+_PLACES = ("policies/acl/", "policy/")
+"""Below `sys/`: two paths of one thing."""
 _CAPABILITIES = Capabilities(
     FingerprintCost.VALUE,
     fields=False,
@@ -93,6 +96,16 @@ class PolicyVault(HashicorpVault):
         if name in _UNTOUCHABLE:
             raise InvalidSecret("the root policy has no text, and can not be given one", vault=self.id, path=name)
         return name
+
+    def _heard(self, notice: AuditNotice) -> Hint | None:
+        place = next((place for place in _PLACES if notice.path.startswith(place)), None)
+        if place is None or not self._is_on("sys", notice):
+            return None
+        try:
+            name = self._checked(notice.path.removeprefix(place))
+        except InvalidSecret:
+            return None
+        return None if name in _PERMANENT else Hint(name)
 
     async def _check_engine(self) -> Finding:
         await self.open()

@@ -51,6 +51,8 @@ ROOT_TOKEN = "sandbox-root"
 _SECOND = 1_000_000_000
 _DENIED = "1 error occurred:\n\t* permission denied\n\n"
 _BAD_TOKEN = "2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n"
+_SUDO = re.compile(r"sys/(audit$|audit/|auth/|remount$)")
+"""Paths for which a policy must grant `sudo` as well."""
 _UNCLEAN = re.compile(r"//|/\.\.?(/|$)")
 
 
@@ -193,8 +195,16 @@ class VaultSandbox(SandboxServer, VaultState):
             else:
                 await self._log(call, "response")
             raise
+        if call.wrap_ttl and answer.status == 200:
+            answer = self._wrapped(call)
         await self._log(call, "response", answer)
         return answer
+
+    def _wrapped(self, call: Call) -> Answer:
+        """What stands for an answer that was asked to be wrapped. The answer itself is lost: nobody unwraps here."""
+        made = {"creation_time": rfc3339(self.now()), "creation_path": call.path}
+        handle = {"token": f"hvs.{uuid.uuid4().hex}", "accessor": uuid.uuid4().hex[:24]}
+        return Answer(wrap_info={**handle, "ttl": call.wrap_ttl, **made})
 
     async def _refuse(self, call: Call, error: str) -> None:
         await self._log(call, "request", error=error)
@@ -215,7 +225,8 @@ class VaultSandbox(SandboxServer, VaultState):
             return True
         listing = call.operation == "list"
         path = f"{call.path.rstrip('/')}/" if listing else call.path
-        return call.operation in capabilities(self.rules_of(call.token), path, listing=listing)
+        granted = capabilities(self.rules_of(call.token), path, listing=listing)
+        return call.operation in granted and ("sudo" in granted or not _SUDO.match(call.path))
 
     async def _audit_device(self, call: Call) -> Answer:
         # Enabled last and disabled first: a device sees the response of its enabling and the request of its end.
@@ -265,6 +276,7 @@ class VaultSandbox(SandboxServer, VaultState):
             "path": call.path,
             "remote_address": call.remote[0],
             "remote_port": call.remote[1],
+            **({"wrap_ttl": call.wrap_ttl} if call.wrap_ttl else {}),
         }
         entry: dict[str, Any] = {
             **({"auth": self._auth_fields(token, refused=error == _DENIED)} if token else {}),
@@ -284,6 +296,7 @@ class VaultSandbox(SandboxServer, VaultState):
                 **mount,
                 **({"secret": {}} if answer.lease else {}),
                 **({"warnings": answer.warnings} if answer.warnings else {}),
+                **({"wrap_info": answer.wrap_info} if answer.wrap_info else {}),
             }
         await self.audit.log(entry)
 

@@ -121,6 +121,10 @@ class Device:
                     covered[part][key] = self._hashed(covered[part][key])
             if covered[part].get("data"):
                 covered[part]["data"] = self._hashed(covered[part]["data"], clear)
+            if "wrap_info" in covered[part]:
+                info = covered[part]["wrap_info"]
+                hashed = {key: self.hash(info[key]) for key in ("token", "accessor")}
+                covered[part]["wrap_info"] = {**info, **hashed}
             if "auth" in covered[part]:
                 auth = covered[part]["auth"]
                 covered[part]["auth"] = {

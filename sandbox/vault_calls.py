@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from sandbox.server import method_of
-from sandbox.vault_auth import Token
+from sandbox.vault_auth import Token, seconds
 from sandbox.vault_json import BadJSON, dumps, loads
 from sandbox.vault_kv import DeletedVersion, VaultError
 
@@ -37,6 +37,7 @@ class Call:
     token_id: str
     remote: tuple[str, int]
     user_agent: str
+    wrap_ttl: int = 0
     token: Token | None = None
 
 
@@ -51,6 +52,7 @@ class Answer:
     mount_type: str = ""
     beside: bool = False  # sys/ answers of old repeat their data beside the envelope
     bare: bool = False  # no envelope at all
+    wrap_info: dict[str, Any] | None = None  # in place of everything else: the answer waits under a token of its own
     status: int = 200
 
 
@@ -121,6 +123,7 @@ async def parse(request: web.Request, path: str) -> Call:
         token,
         (peer[0], peer[1]) if peer else ("", 0),
         request.headers.get("User-Agent", ""),
+        seconds(request.headers.get("X-Vault-Wrap-TTL")),
     )
 
 
@@ -135,12 +138,12 @@ def envelope(answer: Answer) -> dict[str, Any]:
     """The document that Vault wraps every answer in."""
     return {
         **(answer.data if answer.beside and answer.data else {}),
-        "request_id": str(uuid.uuid4()),
+        "request_id": "" if answer.wrap_info else str(uuid.uuid4()),
         "lease_id": "",
         "renewable": False,
         "lease_duration": answer.lease,
         "data": answer.data,
-        "wrap_info": None,
+        "wrap_info": answer.wrap_info,
         "warnings": answer.warnings,
         "auth": answer.auth,
         "mount_type": answer.mount_type,

@@ -58,10 +58,11 @@ class RealVault:
         path = f"kv-{secrets.token_hex(4)}"
         self.call("POST", f"sys/mounts/{path}", {"type": "kv", "options": {"version": str(version)}})
         if version == 2:
-            self._wait_for_upgrade(path)
+            self.wait_for_upgrade(path)
         return path
 
-    def _wait_for_upgrade(self, mount: str) -> None:
+    def wait_for_upgrade(self, mount: str) -> None:
+        """Until a fresh KV v2 mount answers, blocking."""
         # A v2 mount answers 400 "Upgrading from non-versioned to versioned data" for its first moments.
         end = time.monotonic() + _START_SECONDS
         while True:

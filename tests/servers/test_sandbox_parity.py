@@ -428,6 +428,23 @@ TOKENS = [
     ),
     s("POST", "auth/token/renew-self", token="$v"),
 ]
+SUDO_RULES = """
+path "sys/audit" { capabilities = ["read"] }
+path "sys/audit/*" { capabilities = ["create", "update", "delete"] }
+path "sys/auth/*" { capabilities = ["create", "update", "delete", "sudo"] }
+path "sys/remount" { capabilities = ["update"] }
+"""
+SUDO = [
+    s("PUT", "sys/policies/acl/almost", {"policy": SUDO_RULES}),
+    s("POST", "auth/token/create", {"policies": ["almost"], "ttl": "1h"}, save=("t", "auth", "client_token")),
+    s("GET", "sys/audit", token="$t"),
+    s("PUT", "sys/audit/f", {"type": "file", "options": {"file_path": "stdout"}}, token="$t"),
+    s("DELETE", "sys/audit/f", token="$t"),
+    s("POST", "sys/remount", {"from": "secret", "to": "elsewhere"}, token="$t"),
+    s("POST", "sys/auth/approle", {"type": "approle"}, token="$t"),
+    s("PUT", "sys/policies/acl/almost", {"policy": SUDO_RULES.replace('["read"]', '["read", "sudo"]')}),
+    s("GET", "sys/audit", token="$t"),
+]
 LOGINS = [
     s("POST", "sys/auth/approle", {"type": "approle"}),
     s("POST", "sys/auth/approle", {"type": "approle"}),
@@ -478,6 +495,8 @@ AUDIT = [
     s("DELETE", "aud/data/k"),
     s("GET", "aud/data/k"),
     s("POST", "aud/undelete/k", {"versions": [2]}),
+    s("POST", "aud/data/k", {"data": {"w": "x"}}, headers={"X-Vault-Wrap-TTL": "60s"}, texts=False),
+    s("DELETE", "aud/data/k", headers={"X-Vault-Wrap-TTL": "60s"}),
     s("POST", "aud/metadata/k", {"custom_metadata": {"k": "v"}}),
     s("DELETE", "aud/metadata/k"),
     s("DELETE", "aud/metadata/k"),
@@ -515,6 +534,7 @@ GROUPS = {
     "MOUNTS": MOUNTS,
     "POLICIES": POLICIES,
     "TOKENS": TOKENS,
+    "SUDO": SUDO,
     "LOGINS": LOGINS,
 }
 

@@ -140,5 +140,7 @@ class AnyVault:
         await self.fine("PUT", f"sys/audit/{path}", {"type": kind, "options": options})
 
     async def without_devices(self) -> None:
-        for path in (await self.fine("GET", "sys/audit"))["data"]:
+        """Sockets go first: one that is left alone, and whose listener is gone, stops the server."""
+        found = (await self.fine("GET", "sys/audit"))["data"]
+        for path in sorted(found, key=lambda path: found[path]["type"], reverse=True):
             await self.fine("DELETE", f"sys/audit/{path}")

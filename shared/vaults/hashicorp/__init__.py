@@ -8,15 +8,24 @@ login.py      the token: login, renewal, login again
 base.py       what the vaults below have in common; `check`
 kv.py         secrets: KV v1 and v2
 policies.py   ACL policies
+audit_device.py    the audit device that `vaultferry setup` enables
+least_policies.py  the policies that `vaultferry setup --print-policy` prints
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from shared.errors import ConfigError
 from shared.vault import Vault
 from shared.vaults.hashicorp.settings import Settings
 
-__all__ = ["Settings", "connect"]
+if TYPE_CHECKING:
+    from shared.model import Sync
+    from shared.vaults.hashicorp.audit_device import AuditDevices
+
+__all__ = ["Settings", "audit_devices", "connect", "least_policy"]
 
 
 def connect(vault_id: str, settings: Settings, resource: str = "secrets") -> Vault:
@@ -33,3 +42,20 @@ def connect(vault_id: str, settings: Settings, resource: str = "secrets") -> Vau
     raise ConfigError(
         f"vault {vault_id}: a hashicorp vault has the resources 'secrets' and 'policies', not {resource!r}"
     )
+
+
+def audit_devices(vault_id: str, settings: Settings) -> AuditDevices:
+    """What `vaultferry setup` works on: kinds without it tell of their changes in another way, or not at all."""
+    from shared.vaults.hashicorp.audit_device import AuditDevices
+
+    return AuditDevices(vault_id, settings)
+
+
+async def least_policy(vault_id: str, settings: Settings, syncs: Sequence[Sync]) -> str:
+    """The least ACL policy for what these syncs do in this vault. Raises ConfigError, and VaultErrors where the mount's
+    version has to be asked for."""
+    from shared.vaults.hashicorp.least_policies import kv_version, policy
+
+    secrets = [sync for sync in syncs if sync.source.resource == "secrets"]
+    version = await kv_version(vault_id, settings) if secrets else 2
+    return policy(vault_id, settings, version, syncs)

@@ -110,9 +110,11 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac is untyped
         json: Any = None,
         params: Mapping[str, Any] | None = None,
         wrap_ttl: None = None,
+        harmless: bool = False,
     ) -> Answer:
         """Make one call: the parsed answer, {} where there is none. Raises `VaultError`s, never aiohttp's own.
 
+        `harmless` says that the body holds nothing secret, so that Vault's own words about it may be repeated.
         `wrap_ttl` is what hvac passes along where a caller wants an answer wrapped; nobody does here.
         """
         session = self._session or self._open()
@@ -151,7 +153,7 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac is untyped
                 content,
                 vault_id=self._vault_id,
                 call=f"{operation} {url.removeprefix('/v1/')}",
-                quotable=body is None,
+                quotable=body is None or harmless,
             )
         except (aiohttp.ClientError, OSError) as error:
             failure = breakdown(error, self._vault_id, self.base_uri)

@@ -16,3 +16,7 @@ class VaultSettings(Settings):
 
     concurrency: int | None = Field(None, ge=1, le=256, description="Calls to this vault at once.")
     requests_per_second: float | None = Field(None, gt=0, description="Calls to this vault a second, at most.")
+
+    def can(self) -> frozenset[str]:
+        """Which of list, get, set and delete a vault configured so can do at all: what a sync may need of it."""
+        return frozenset({"list", "get", "set", "delete"})

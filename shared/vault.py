@@ -40,7 +40,7 @@ class FingerprintCost(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class NameRule:
-    """Which names a vault takes. Characters outside `allowed` become `-` on the way there."""
+    """Which names a vault takes. Characters outside `allowed` become `replacement` on the way there."""
 
     allowed: re.Pattern[str] | None = None
     """Matches one allowed character; None: any."""
@@ -48,12 +48,17 @@ class NameRule:
     ignores_case: bool = False
     wording: str = "any name"
     """The rule in words, for messages."""
+    replacement: str = "-"
+    upper_case: bool = False
+    """Names are written in capital letters."""
 
     def fit(self, name: str) -> str:
+        if self.upper_case:
+            name = name.upper()
         if self.allowed is None:
             return name
         allowed = self.allowed
-        return "".join(char if allowed.fullmatch(char) else "-" for char in name)
+        return "".join(char if allowed.fullmatch(char) else self.replacement for char in name)
 
     def key(self, name: str) -> str:
         """What two names that are the same secret to this vault have in common."""

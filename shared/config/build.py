@@ -38,6 +38,9 @@ class _Builder:
         given_vaults = self.section("vaults")
         configured = {vault_id: self.vault(vault_id, given) for vault_id, given in given_vaults.items()}
         syncs = {sync_id: self.sync(sync_id, given, given_vaults) for sync_id, given in self.section("syncs").items()}
+        for sync in syncs.values():
+            if sync is not None:
+                self.look_for_lacks(sync, configured)
         if self.problems or file is None:
             raise InvalidConfig(dict.fromkeys(self.problems))
         return Config(
@@ -93,11 +96,31 @@ class _Builder:
             self.look_for_risks(settings, place)
         return settings
 
-    def look_for_risks(self, settings: BaseModel, place: Place) -> None:
-        for name in settings.model_fields_set:
-            value = getattr(settings, name)
+    def look_for_lacks(self, sync: Sync, configured: Mapping[str, VaultSettings | None]) -> None:
+        """What a sync needs of its vaults, and they can not do: at night it would be too late."""
+        needs: list[tuple[Place, str, str, list[str]]] = [
+            (("source", "vault"), sync.source.vault, "reads from", ["list", "get"])
+        ]
+        for index, target in enumerate(sync.targets):
+            wanted = ["list", "get", "set", *(["delete"] if sync.delete.propagate else [])]
+            needs.append((("targets", index, "vault"), target.vault, "writes to", wanted))
+        for place, vault_id, does, wanted in needs:
+            settings = configured.get(vault_id)
+            lacking = [each for each in wanted if settings is not None and each not in settings.can()]
+            if lacking:
+                self.report(
+                    ("syncs", sync.id, *place),
+                    f"sync '{sync.id}' {does} vault '{vault_id}', which has no operation {listed(lacking)}",
+                    f"add it to vaults.{vault_id}.operations"
+                    + (", or set delete.propagate to false" if lacking == ["delete"] else ""),
+                )
+
+    def look_for_risks(self, settings: BaseModel | Mapping[str, Any], place: Place) -> None:
+        names = settings.model_fields_set if isinstance(settings, BaseModel) else settings
+        for name in names:
+            value = getattr(settings, name) if isinstance(settings, BaseModel) else settings[name]
             here = (*place, name)
-            if isinstance(value, BaseModel):
+            if isinstance(value, BaseModel | Mapping):
                 self.look_for_risks(value, here)
             elif isinstance(value, SecretStr) and here not in self.document.from_environment:
                 self.warn(here, "a credential stands in the file; put it in the environment and write ${NAME}")

@@ -83,6 +83,8 @@ class EventJob:
     """Paths, and the version that each was told of: whoever has it already has nothing to do. None: look in any case."""
     attempt: int = 0
     split: bool = False
+    told: tuple[str, int] | None = None
+    """By which process the hints were taken, and when by that process's own count (`shared.engine.shared_reads`)."""
 
 
 Job: TypeAlias = PlanJob | WriteJob | EventJob | ProbeJob
@@ -114,6 +116,7 @@ def encode(job: Job) -> str:
                 "hints": job.hints,
                 "attempt": job.attempt,
                 "split": job.split,
+                "told": job.told,
             }
         case ProbeJob():
             body = {"job": "probe", "vault": job.vault, "attempt": job.attempt, "holder": job.holder}
@@ -131,10 +134,11 @@ def decode(text: str | bytes) -> Job:
                 return WriteJob(**{**body, "paths": tuple(body["paths"])})
             case "event":
                 hints = tuple((str(path), None if version is None else str(version)) for path, version in body["hints"])
-                return EventJob(**{**body, "hints": hints})
+                told = body.get("told") and (str(body["told"][0]), int(body["told"][1]))
+                return EventJob(**{**body, "hints": hints, "told": told})
             case "probe":
                 return ProbeJob(**body)
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, LookupError, AttributeError):
         pass
     raise StoreError("a queue message is not one of Vaultferry's jobs")
 

@@ -17,6 +17,7 @@ from shared.vault import NameRule, check_name
 FORMAT = 1
 """Part of every recipe. Raised when the same options would give another result than before."""
 
+_SHARED_NAME = "would both be written to"
 _PLACEHOLDER = re.compile(r"\{(path|field)\}")
 
 
@@ -58,6 +59,11 @@ def why_left_out(sync: Sync, path: str) -> str | None:
     return None
 
 
+def path_below(prefix: str, name: str, rule: NameRule) -> str | None:
+    """A vault's name as a path below a sync's prefix; None: it is not below it."""
+    return name[len(prefix) :] if rule.key(name[: len(prefix)]) == rule.key(prefix) else None
+
+
 # --- what they are called and hold -----------------------------------------------------------------------------------
 
 
@@ -74,6 +80,8 @@ class Mapper:
                 target.name,
                 str(target.granularity),
                 rule.allowed.pattern if rule.allowed else None,
+                # Only where they are not the usual ones: the recipes of all other rows stay what they were.
+                *([rule.replacement, rule.upper_case] if (rule.replacement, rule.upper_case) != ("-", False) else []),
             ]
         )
         """Identifies this mapping: a state row with another recipe is due again."""
@@ -81,6 +89,13 @@ class Mapper:
     @property
     def by_field(self) -> bool:
         return self.target.granularity is Granularity.FIELD
+
+    @property
+    def injective(self) -> bool:
+        """Whether no two paths can share a name, whatever they are. (Names of fields are reserved one by one instead.)"""
+        folds = self.rule.ignores_case or self.rule.upper_case
+        plain = self.rule.allowed is None and not folds and "{path}" in self.target.name
+        return plain or self.by_field
 
     def name(self, path: str, field: str = "") -> str:
         """The full name in the target's vault. Raises InvalidSecret for what that vault can not take."""
@@ -145,13 +160,18 @@ def name_all(mapper: Mapper, paths: Iterable[str]) -> Naming:
             continue
         other = taken.setdefault(mapper.rule.key(name), path)
         if other != path:
-            refused[path] = f"{other!r} and {path!r} would both be written to {name!r}"
-            refused[other] = f"{path!r} and {other!r} would both be written to {name!r}"
+            refused[path] = f"{other!r} and {path!r} {_SHARED_NAME} {name!r}"
+            refused[other] = f"{path!r} and {other!r} {_SHARED_NAME} {name!r}"
             continue
         names[path] = [name]
     for path in refused:
         names.pop(path, None)
     return Naming(names, refused)
+
+
+def is_shared_name(error: str | None) -> bool:
+    """Whether this is why a path was refused: only who sees all paths can tell that it is over."""
+    return error is not None and _SHARED_NAME in error
 
 
 # --- digests -------------------------------------------------------------------------------------------------------

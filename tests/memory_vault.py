@@ -10,6 +10,7 @@ from typing import Any
 
 from shared.errors import Conflict, SecretNotFound, Unsupported, VaultError
 from shared.model import Entry, Expect, Fields, Secret
+from shared.notices import AuditNotice, GapNotice, Hint, Notice
 from shared.pacing import Pacer
 from shared.vault import Capabilities, Finding, FingerprintCost, Use, Vault, check_name
 
@@ -168,6 +169,13 @@ class MemoryVault(Vault):
             self.remove(name)
 
         await self._call("delete", name, effect, write=True)
+
+    def heard(self, notice: Notice) -> Hint | None:
+        if isinstance(notice, GapNotice):
+            return Hint("") if notice.vault in (None, self.id) else None
+        if isinstance(notice, AuditNotice) and notice.mount == f"{self.id}/":
+            return Hint(notice.path, None if notice.version is None else str(notice.version))
+        return None
 
     async def check(self, uses: list[Use]) -> list[Finding]:
         return []

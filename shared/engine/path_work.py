@@ -53,6 +53,8 @@ class Later:
     error: VaultError | None = None
     state: ObjectState | None = None
     """What has been done all the same, of several fields."""
+    for_plan: bool = False
+    """Only a plan, which sees all names, can say what is to become of it."""
 
     @property
     def retry_after(self) -> float | None:
@@ -81,6 +83,14 @@ class _NotOurs(Exception):
 
 class _ClaimLost(Exception):
     """It ran out, and somebody else goes on."""
+
+
+class _Moved(Exception):
+    """The source is not as the event's handling found it a moment ago: it begins anew."""
+
+
+class _ForPlan(Exception):
+    """An event sees one path; a name that is taken may be that of another."""
 
 
 @dataclass
@@ -118,6 +128,31 @@ class PathWork:
     attempt: int
     clock: Callable[[], datetime]
 
+    @property
+    def by_event(self) -> bool:
+        return self.run_id is None
+
+    async def read_source(self, path: str) -> Secret:
+        """The newest value. Raises any VaultError."""
+        return await self.source.get_secret(self.sync.source.prefix + path)
+
+    async def is_disabled(self, path: str) -> bool:
+        """Whether a source that denied a value does so because the secret is disabled. Raises any VaultError."""
+        if self.source.capabilities.fingerprint is FingerprintCost.VALUE:
+            return False
+        try:
+            entry = await self.source.describe_secret(self.sync.source.prefix + path)
+        except (SecretNotFound, AccessDenied):
+            return False
+        return entry.live and not entry.enabled
+
+    def left_disabled(self, before: ObjectState, state: ObjectState) -> Settled:
+        """The source has it and hands out no value: what the target holds stays as it is."""
+        left = replace(state, parts=before.parts, status=before.status, error=before.error)
+        if before.revision is None:
+            left = replace(left, status=ObjectStatus.SKIPPED, error="disabled in the source: left as it is")
+        return Settled(left, Outcome.SKIPPED)
+
     def intended(self, op: Op, state: ObjectState) -> tuple[Part, ...]:
         """The parts as they are noted before anything is written, so that after a crash nothing of ours looks foreign."""
         if op is not Op.CREATE or self.mapper.by_field or not self._nothing_there(op, state):
@@ -139,8 +174,14 @@ class PathWork:
             and (before.revision is None or before.status is ObjectStatus.DELETED)
         )
 
-    async def run(self, op: Op, before: ObjectState, state: ObjectState, *, cleanup: bool) -> Settled | Later:
-        """Settle one path. `before` is its row as it was, `state` as it is claimed. Raises only what is no VaultError."""
+    async def run(
+        self, op: Op, before: ObjectState, state: ObjectState, *, cleanup: bool, early: Secret | None = None
+    ) -> Settled | Later:
+        """Settle one path. `before` is its row as it was, `state` as it is claimed. Raises only what is no VaultError.
+
+        `early` is what the source held when `before` had been read already, so that nobody of ours has written since:
+        where the row tells all about the target, it need not be read again.
+        """
         # Somebody began with this path and never reported: what the target holds is anybody's guess.
         begun = before.revision is not None and before.status is ObjectStatus.PENDING
         certain = self.attempt == 0 and not begun and op is not Op.REPAIR
@@ -153,13 +194,17 @@ class PathWork:
             try:
                 if op is Op.DELETE:
                     return await self._delete(before, state, draft)
-                return await self._write(op, before, state, draft, certain, cleanup)
+                return await self._write(op, before, state, draft, certain, cleanup, early)
             except Conflict as error:
                 # Somebody else wrote meanwhile: look at what is there now, then read the source anew.
-                last, certain = error, False
+                last, certain, early = error, False, None
                 state = _with_parts(state, draft)
             except _ClaimLost:
                 return Later(busy=True)
+            except _Moved:
+                return Later(busy=True, state=_with_parts(state, draft))
+            except _ForPlan:
+                return Later(busy=True, for_plan=True, state=replace(_with_parts(state, draft), status=before.status))
             except _NotOurs as found:
                 return self._not_ours(before, _with_parts(state, draft), draft, found)
             except Unavailable as error:
@@ -176,7 +221,14 @@ class PathWork:
     # writing ------------------------------------------------------------------------------------------------------------
 
     async def _write(
-        self, op: Op, before: ObjectState, state: ObjectState, draft: _Draft, certain: bool, cleanup: bool
+        self,
+        op: Op,
+        before: ObjectState,
+        state: ObjectState,
+        draft: _Draft,
+        certain: bool,
+        cleanup: bool,
+        early: Secret | None,
     ) -> Settled:
         nothing_there = certain and self._nothing_there(op, before)
         found: dict[str, _Found] = {}
@@ -184,9 +236,15 @@ class PathWork:
             if self._must_look(draft.parts.get(name), certain) and not nothing_there:
                 found[name] = await self._look(name)
         try:
-            secret = await self.source.get_secret(self.sync.source.prefix + state.path)
+            secret = early if early is not None and not found else await self.read_source(state.path)
         except SecretNotFound:
+            if self.by_event:
+                raise _Moved from None
             return self._source_gone(_with_parts(state, draft))
+        except AccessDenied:
+            if not await self.is_disabled(state.path):
+                raise
+            return self.left_disabled(before, state)
         self._note_source(secret, draft)
         wanted = self.mapper.render(state.path, secret.fields)
         if self.mapper.by_field:
@@ -195,6 +253,8 @@ class PathWork:
             if name not in found and self._must_look(draft.parts.get(name), certain) and not nothing_there:
                 found[name] = await self._look(name)
         new = {name: self.digester.digest(item.fields) for name, item in wanted.items() if name not in draft.parts}
+        if self.by_event and not self.mapper.injective and any(_is_other(found.get(n), d) for n, d in new.items()):
+            raise _ForPlan
         due = {name: digest for name, digest in new.items() if self._will_write(digest, found.get(name))}
         state = await self._intend(state, draft, due)
         skipped: _NotOurs | None = None
@@ -383,6 +443,8 @@ class PathWork:
         wanted: set[str] = set()
         if left_out is None:
             fields = await self._source_fields(state.path, draft)
+            if fields is not None and self.by_event:
+                raise _Moved
             if fields is not None:
                 wanted = set(self.mapper.names(state.path, fields))
                 if before.status is not ObjectStatus.IN_SYNC or before.recipe != self.mapper.recipe:
@@ -400,7 +462,13 @@ class PathWork:
             event = self._event(Action.DELETE, kept.status, draft) if draft.deleted else None
             return Settled(kept, outcome, event)
         ended = replace(
-            state, parts=(), status=ObjectStatus.DELETED, error=None, transient=False, source_fingerprint=None
+            state,
+            parts=(),
+            status=ObjectStatus.DELETED,
+            error=None,
+            transient=False,
+            source_fingerprint=None,
+            source_version=None,
         )
         await self._release(state, draft)
         return Settled(ended, Outcome.DELETED, self._event(Action.DELETE, ended.status, draft))
@@ -518,10 +586,13 @@ class PathWork:
 
     def _note_source(self, secret: Secret, draft: _Draft) -> None:
         draft.source = secret.entry
+        draft.source_fingerprint = self.source_fingerprint(secret)
+
+    def source_fingerprint(self, secret: Secret) -> str | None:
+        """What tells this value of the source from its next one."""
         if self.source.capabilities.fingerprint is FingerprintCost.VALUE:
-            draft.source_fingerprint = self.digester.fingerprint(secret.fields)
-        else:
-            draft.source_fingerprint = secret.entry.fingerprint if secret.entry else None
+            return self.digester.fingerprint(secret.fields)
+        return secret.entry.fingerprint if secret.entry else None
 
     # endings ------------------------------------------------------------------------------------------------------------
 
@@ -529,6 +600,7 @@ class PathWork:
         state = replace(
             state,
             source_fingerprint=draft.source_fingerprint,
+            source_version=draft.source.version if draft.source else None,
             digest_key_id=self.digester.key_id,
             recipe=self.mapper.recipe,
             status=ObjectStatus.IN_SYNC,
@@ -580,6 +652,10 @@ class PathWork:
             target_version=draft.target_version,
             attempt=self.attempt,
         )
+
+
+def _is_other(found: _Found | None, digest: str) -> bool:
+    return found is not None and found.live and found.digest != digest
 
 
 def _left_alone(taken: _NotOurs) -> Part:

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from shared import jobs
+from shared.engine.delete_window import recent_deletes
 from shared.engine.document import PlanDocument
 from shared.engine.installation import Installation, backoff
 from shared.engine.runs import Runs
@@ -39,7 +40,7 @@ from shared.model import (
     Target,
 )
 from shared.pacing import counting
-from shared.plan import Change, ChangeKind, guard, leftovers
+from shared.plan import Change, ChangeKind, leftovers
 
 log = logging.getLogger("vaultferry.planner")
 
@@ -244,7 +245,8 @@ class Planner:
         is retried, recorded and caught up like any other failure."""
         states = {state.path: state async for state in self._store.list_objects(sync.id, target=target.id)}
         paths = set(source.entries) if run.paths is None else source.entries.keys() & set(run.paths)
-        view = TargetView(sync, target, source, self._in.digester, states, paths)
+        recent = recent_deletes(await self._store.get_control(sync.id), target.id, self._in.clock())
+        view = TargetView(sync, target, source, self._in.digester, states, paths, recent_deletes=recent)
         try:
             await view.look(await self._in.vaults.get(target.vault, sync.source.resource))
         except Unavailable as error:
@@ -343,7 +345,7 @@ class Planner:
         deletes = {change.path for change in missing if change.kind is ChangeKind.DELETE}
         why = None
         if not run.allow_deletes:
-            why = guard(view.sync.delete, view.owned, len(deletes) + len(view.renamed))
+            why = view.guard(len(deletes) + len(view.renamed))
         finished = replace(progress, finished=True, slices=progress.slices + 1, calls=dict(calls))
         if run.dry_run:
             renames = [

@@ -74,11 +74,14 @@ class Runs:
             saved = await self._store.save_run(run)
             if saved is None:
                 continue
-            if not dry_run and not await self._store.save_control(replace(control, active_run=run.run_id)):
-                await self._store.save_run(
-                    replace(saved, status=RunStatus.CANCELLED, finished_at=now, error="another run began first")
-                )
-                continue
+            if not dry_run:
+                # A full run that begins now sees all that was to be looked at again.
+                again = control.again if run.paths is not None else None
+                if not await self._store.save_control(replace(control, active_run=run.run_id, again=again)):
+                    await self._store.save_run(
+                        replace(saved, status=RunStatus.CANCELLED, finished_at=now, error="another run began first")
+                    )
+                    continue
             await self._send_plan(saved)
             log.info("run queued", extra={"sync": sync_id, "run": run.run_id, "trigger": trigger})
             return saved
@@ -107,6 +110,46 @@ class Runs:
         # More than this and the run's own record would grow too large: a full run covers the failed ones too.
         return await self.start(sync_id, trigger="replay", paths=failed if len(failed) <= 500 else None)
 
+    # beginning again ----------------------------------------------------------------------------------------------
+
+    async def rerun(self, sync_id: str, trigger: str = "event") -> None:
+        """See to it that a full run of a sync begins after this moment: now, or when the active one has ended, or when
+        the sync is resumed. It is noted before anything else, so that it survives whatever comes. Raises Refused."""
+        self.sync(sync_id)
+        for _ in range(ATTEMPTS_TO_SAVE):
+            control = await self._store.get_control(sync_id)
+            if control.active_run and not control.paused:
+                active = await self._store.get_run(control.active_run)
+                if active is not None and active.status is RunStatus.QUEUED and active.paths is None:
+                    # It has not begun to look at anything. Sent again, because whoever queued it may have died before.
+                    await self._send_plan(active)
+                    return
+            if control.again or await self._store.save_control(replace(control, again=trigger)):
+                await self.go_on(sync_id)
+                return
+        raise StoreError(f"sync {sync_id!r} could not be noted for another run: its record keeps changing")
+
+    async def go_on(self, sync_id: str) -> None:
+        """Begin the run that `rerun` asked for, if nothing stands in its way any more."""
+        sync = self._syncs.get(sync_id)
+        if sync is None or not sync.enabled:
+            return
+        control = await self._store.get_control(sync_id)
+        if control.active_run:
+            active = await self._store.get_run(control.active_run)
+            if active is not None and active.status is RunStatus.QUEUED:
+                # Whoever began it may have died before its plan job was sent.
+                await self._send_plan(active)
+            if active is not None and active.status.active:
+                return
+        if not control.again or control.paused:
+            return
+        try:
+            await self.start(sync_id, trigger=control.again)
+        except Refused as refused:
+            # Paused this very moment: begun when it is resumed.
+            log.info("the run is begun later: %s", refused, extra={"sync": sync_id})
+
     # looking ----------------------------------------------------------------------------------------------------
 
     async def view(self, run_id: str) -> Run:
@@ -125,6 +168,9 @@ class Runs:
         for _ in range(ATTEMPTS_TO_SAVE):
             run = await self._store.get_run(run_id)
             if run is None or run.status is not RunStatus.RUNNING:
+                if run is not None and not run.status.active:
+                    # Whoever ended it may have died before the next one was begun.
+                    await self.go_on(run.sync_id)
                 return run
             if await self._store.has_open_chunks(run_id):
                 return run
@@ -200,7 +246,10 @@ class Runs:
                 break
         else:
             raise StoreError(f"sync {run.sync_id!r} could not be released: its record keeps changing")
-        return await self._store.save_run(replace(run, finished_at=now))
+        saved = await self._store.save_run(replace(run, finished_at=now))
+        if saved is not None:
+            await self.go_on(run.sync_id)
+        return saved
 
     # deciding ---------------------------------------------------------------------------------------------------
 
@@ -244,8 +293,9 @@ class Runs:
         self.sync(sync_id)
         for _ in range(ATTEMPTS_TO_SAVE):
             control = await self._store.get_control(sync_id)
-            if control.paused == paused:
-                return control
-            if saved := await self._store.save_control(replace(control, paused=paused)):
+            saved = control if control.paused == paused else None
+            saved = saved or await self._store.save_control(replace(control, paused=paused))
+            if saved is not None:
+                await self.go_on(sync_id)
                 return saved
         raise StoreError(f"sync {sync_id!r} could not be changed: its record keeps changing")

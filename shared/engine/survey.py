@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from shared.errors import AccessDenied, InvalidSecret, SecretNotFound, Unavailable
-from shared.mapping import Digester, Mapper, Naming, name_all, why_left_out
+from shared.mapping import Digester, Mapper, Naming, name_all, path_below, why_left_out
 from shared.model import Entry, ObjectState, ObjectStatus, Run, Sync, Target
 from shared.plan import Change, ChangeKind, compare, first_look, gone, guard, leftovers
 from shared.vault import FingerprintCost, Vault, check_name
@@ -40,7 +40,9 @@ class SourceView:
         """List the source. Raises any VaultError: half a listing is none."""
         prefix = self.sync.source.prefix
         async for entry in self.vault.list_secrets(prefix):
-            path = entry.name.removeprefix(prefix)
+            path = path_below(prefix, entry.name, self.vault.capabilities.names)
+            if path is None:
+                continue
             if why_left_out(self.sync, path):
                 self.left_out.add(path)
                 continue
@@ -100,6 +102,8 @@ class TargetView:
     """Paths that the source would not tell of."""
     silent: Unavailable | None = None
     """Why the target is not asked any more."""
+    recent_deletes: int = 0
+    """By events, in the present window."""
     cleanup: bool = True
     """Whether the old names of renamed paths may go as soon as the new ones are there."""
 
@@ -127,7 +131,14 @@ class TargetView:
             if state.path not in self.source.entries
         )
         deletes = sum(change is not None and change.kind is ChangeKind.DELETE for change in missing)
-        self.cleanup = guard(self.sync.delete, self.owned, len(self.renamed) + deletes) is None
+        self.cleanup = self.guard(len(self.renamed) + deletes) is None
+
+    def guard(self, deletes: int) -> str | None:
+        """Why this many deletes need somebody's approval, what events have deleted a moment ago counted with them."""
+        if not deletes:
+            return None
+        recent = self.recent_deletes
+        return guard(self.sync.delete, self.owned + recent, deletes + recent)
 
     def _find_renamed(self, mapper: Mapper) -> set[str]:
         found: set[str] = set()

@@ -1,0 +1,332 @@
+"""An event's job: look at some paths of one target, now.
+
+It does what a run does for one path, without the run. What is known already costs nothing. The rest is read from the
+source first and claimed afterwards, on the row as it was before the read: who wrote in between has changed the row, so an
+older value can not win, what needs no write needs no claim either, and one step notes both the claim and what is
+about to be written.
+
+A run on its way keeps its own account of a path (`ObjectState.run_id`, `outcome`): events leave it alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+from shared import jobs
+from shared.engine.delete_window import DeleteWindow
+from shared.engine.installation import Installation, backoff
+from shared.engine.path_work import Later, PathWork, Settled
+from shared.engine.probe import Prober
+from shared.engine.runs import Runs
+from shared.engine.settling import BATCH, CLAIM, Claimed, Results, Settler
+from shared.engine.shared_reads import SharedReads
+from shared.errors import AccessDenied, InvalidSecret, SecretNotFound, VaultError
+from shared.history import Save
+from shared.jobs import EventJob
+from shared.mapping import is_shared_name, why_left_out
+from shared.model import ObjectState, ObjectStatus, Op, Part, Secret, Sync
+from shared.notices import is_known
+
+log = logging.getLogger("vaultferry.events")
+
+BUSY_DELAY = 0.1
+LONGEST_BUSY_DELAY = 5.0
+"""Seconds until a path that somebody works on is looked at again: as long as they have been at it already."""
+LAG_TRIES = 3
+"""How often a source is asked again that does not show yet what it is said to hold. Then it is taken at its word: the key
+may have been wiped and written anew, which begins at version 1."""
+LAG_DELAY = 0.3
+
+
+@dataclass
+class _Came(Results):
+    """What came of an event's paths."""
+
+    behind: list[str] = field(default_factory=list)
+    """Of which the source shows an older version than the event told of."""
+    since: dict[str, float] = field(default_factory=dict)
+    """For how many seconds somebody else has been at a path."""
+    plan: str | None = None
+    """Why a run must look at the whole sync."""
+
+
+_Read: TypeAlias = Secret | VaultError | Settled | None
+
+
+class EventWriter:
+    def __init__(self, installation: Installation, runs: Runs, prober: Prober, reads: SharedReads) -> None:
+        self._in = installation
+        self._store = installation.store
+        self._runs = runs
+        self._prober = prober
+        self._reads = reads
+        self._settler = Settler(installation)
+        self._window = DeleteWindow(installation)
+
+    async def handle(self, job: EventJob) -> None:
+        """Bring the paths of a job up to date. What is busy or failed transiently goes back to the queue."""
+        sync = self._in.syncs.get(job.sync)
+        target = sync.target(job.target) if sync else None
+        hints = merged(job.hints)
+        extra = {"sync": job.sync, "target": job.target}
+        if sync is None or target is None or not sync.enabled:
+            log.info("an event of a sync that is not there any more is dropped", extra=extra)
+            return
+        paths = [path for path in hints if why_left_out(sync, path) is None]
+        if len(paths) < len(hints):
+            log.info("%d paths that the sync does not cover any more are dropped", len(hints) - len(paths), extra=extra)
+        if not paths:
+            return
+        if (await self._store.get_control(sync.id)).paused:
+            await self._runs.rerun(sync.id)
+            return
+        came = _Came()
+        try:
+            work = await self._settler.work(sync, target, None, job.attempt)
+        except VaultError as error:
+            await self._settler.unopened(sync, target, paths, error, came, run_id=None, attempt=job.attempt)
+        else:
+            for at in range(0, len(paths), BATCH):
+                await self._look(work, job, hints, paths[at : at + BATCH], came)
+        if came.plan is not None:
+            log.warning("left to a run: %s", came.plan, extra=extra)
+            await self._runs.rerun(sync.id)
+        await self._requeue(job, sync, hints, came)
+        if came.down:
+            await self._prober.schedule(job.vault)
+        if came.defect is not None:
+            raise came.defect
+
+    async def give_up(self, job: EventJob) -> None:
+        """A job that came back too often without saying why: split it once to find the one that does it, then record it."""
+        if len(job.hints) > 1 and not job.split:
+            middle = len(job.hints) // 2
+            for half in (job.hints[:middle], job.hints[middle:]):
+                await self._send(replace(job, hints=half, split=True, told=None), 0)
+            return
+        sync = self._in.syncs.get(job.sync)
+        if sync is None or sync.target(job.target) is None:
+            return
+        paths = list(merged(job.hints))
+        await self._settler.give_up(job.sync, job.target, paths, run_id=None, attempt=job.attempt)
+
+    # one batch --------------------------------------------------------------------------------------------------------
+
+    async def _look(
+        self, work: PathWork, job: EventJob, hints: Mapping[str, str | None], paths: Sequence[str], came: _Came
+    ) -> None:
+        now = self._in.clock()
+        known = await self._store.get_objects(job.sync, job.target, paths)
+        states: list[ObjectState] = []
+        for path in paths:
+            state = known.get(path) or ObjectState(job.sync, job.target, path)
+            if state.claim and state.claim_expires_at and state.claim_expires_at > now:
+                came.later[path] = Later(busy=True)
+                came.since[path] = (now + CLAIM - state.claim_expires_at).total_seconds()
+            elif state.status is ObjectStatus.FAILED and is_shared_name(state.error):
+                came.plan = state.error
+            elif not _is_old_news(work, state, hints[path]):
+                states.append(state)
+        read = await asyncio.gather(*(self._read(work, job, state, came) for state in states), return_exceptions=True)
+        write: list[tuple[ObjectState, ObjectState]] = []
+        early: dict[str, Secret] = {}
+        delete: list[tuple[ObjectState, ObjectState]] = []
+        saves: list[Save] = []
+        failed: list[ObjectState] = []
+        errors: dict[str, VaultError] = {}
+        for state, result in zip(states, read, strict=True):
+            path = state.path
+            match result:
+                case Secret():
+                    if self._is_behind(job, hints[path], result):
+                        came.behind.append(path)
+                        continue
+                    same, noted = _noted(work, state, result)
+                    if same:
+                        saves += [Save(noted)] if noted is not state else []
+                    else:
+                        early[path] = result
+                        write.append((state, noted))
+                case None:
+                    if hints[path] is not None and job.attempt < LAG_TRIES:
+                        came.behind.append(path)
+                    elif work.sync.delete.propagate and any(part.owned for part in state.parts):
+                        delete.append((state, state))
+                case Settled():
+                    saves += [Save(result.state)] if result.state.revision is None else []
+                case VaultError():
+                    came.failures.append(result)
+                    if result.transient and job.attempt < work.sync.retry_policy.max_retries:
+                        came.later[path] = Later(error=result)
+                    else:
+                        came.down = came.down or result.transient
+                        failed.append(state)
+                        errors[path] = result
+                case Exception():
+                    came.defect = result
+                case _:
+                    raise result
+        await self._settler.fail(failed, errors, came, run_id=None, attempt=job.attempt)
+        await self._save(saves, came)
+        await self._write(work, write, early, came)
+        await self._delete(work, delete, came)
+
+    async def _read(self, work: PathWork, job: EventJob, state: ObjectState, came: _Came) -> _Read:
+        """What the source holds; None: it is gone by the source's own word; or what stands in the way."""
+        if came.hopeless is not None:
+            return came.hopeless
+        try:
+            others = len(work.sync.targets) - 1
+            if others and job.told is not None and job.told[0] == self._store.owner:
+                return await self._reads.read(
+                    (job.sync, state.path),
+                    lambda: work.read_source(state.path),
+                    told=job.told[1],
+                    settled_at=state.last_sync_at,
+                    others=others,
+                )
+            return await work.read_source(state.path)
+        except SecretNotFound:
+            return None
+        except AccessDenied as error:
+            try:
+                disabled = await work.is_disabled(state.path)
+            except VaultError as second:
+                return second
+            return work.left_disabled(state, state) if disabled else error
+        except VaultError as error:
+            return error
+
+    def _is_behind(self, job: EventJob, hint: str | None, secret: Secret) -> bool:
+        have = secret.entry.version if secret.entry else None
+        numbers = hint is not None and have is not None and hint.isdecimal() and have.isdecimal()
+        return numbers and job.attempt < LAG_TRIES and not is_known(have, hint)
+
+    async def _save(self, saves: Sequence[Save], came: _Came) -> None:
+        if saves:
+            for save, kept in zip(saves, await self._store.save_objects(saves), strict=True):
+                if kept is None:
+                    came.later[save.state.path] = Later(busy=True)
+
+    async def _write(
+        self,
+        work: PathWork,
+        write: Sequence[tuple[ObjectState, ObjectState]],
+        early: Mapping[str, Secret],
+        came: _Came,
+    ) -> None:
+        async def one(each: Claimed) -> Settled | Later:
+            # Names of an old mapping are for a plan to remove, which counts them first.
+            cleanup = each.before.recipe in (None, work.mapper.recipe)
+            op = Op.CREATE if each.state.parts and not each.before.parts else Op.UPDATE
+            return await work.run(op, each.before, each.state, cleanup=cleanup, early=early[each.before.path])
+
+        await self._settle(work, write, one, came)
+
+    async def _delete(self, work: PathWork, delete: Sequence[tuple[ObjectState, ObjectState]], came: _Came) -> None:
+        if not delete:
+            return
+        why = await self._window.reserve(work.sync, work.target.id, len(delete))
+        if why is not None:
+            came.plan = why
+            return
+
+        async def one(each: Claimed) -> Settled | Later:
+            return await work.run(Op.DELETE, each.before, each.state, cleanup=True)
+
+        await self._settle(work, delete, one, came)
+
+    async def _settle(
+        self,
+        work: PathWork,
+        todo: Sequence[tuple[ObjectState, ObjectState]],
+        one: Callable[[Claimed], Awaitable[Settled | Later]],
+        came: _Came,
+    ) -> None:
+        await self._settler.settle(work, await self._settler.claim(todo, came), one, came)
+        came.later.update((path, Later(busy=True)) for path in came.lost)
+        came.lost.clear()
+        for path in [path for path, why in came.later.items() if why.for_plan]:
+            del came.later[path]
+            came.plan = f"{path!r} would be written to a name that is taken"
+
+    # after ------------------------------------------------------------------------------------------------------------
+
+    async def _requeue(self, job: EventJob, sync: Sync, hints: Mapping[str, str | None], came: _Came) -> None:
+        def again(paths: Sequence[str], attempt: int) -> EventJob:
+            some = tuple((path, hints[path]) for path in paths)
+            return replace(job, hints=some, attempt=attempt, told=None)
+
+        busy = [path for path, why in came.later.items() if why.busy]
+        failed = {path: why for path, why in came.later.items() if not why.busy}
+        if busy:
+            at_it = min(came.since.get(path, 0.0) for path in busy)
+            await self._send(again(busy, job.attempt), min(max(at_it, BUSY_DELAY), LONGEST_BUSY_DELAY))
+        if came.behind:
+            await self._send(again(came.behind, job.attempt + 1), LAG_DELAY * 2**job.attempt)
+        if failed:
+            asked = max((why.retry_after for why in failed.values() if why.retry_after), default=None)
+            attempt = job.attempt + 1
+            delay = backoff(sync.retry_policy, attempt, asked)
+            log.info(
+                "%d paths are tried again in %.1f s: %s",
+                len(failed),
+                delay,
+                next(iter(failed.values())).error,
+                extra={"sync": job.sync, "target": job.target, "attempt": attempt},
+            )
+            await self._send(again(list(failed), attempt), delay)
+
+    async def _send(self, job: EventJob, delay: float) -> None:
+        await self._in.queues.send(jobs.write_queue(job.vault), jobs.encode(job), delay=delay)
+
+
+def merged(hints: Sequence[tuple[str, str | None]]) -> dict[str, str | None]:
+    """One hint a path: the newest version, or none where one of them told of none."""
+    one: dict[str, str | None] = {}
+    for path, version in hints:
+        if path not in one:
+            one[path] = version
+        elif not is_known(one[path], version):
+            # Two versions that are no numbers can not be told apart: whichever it is, it is looked at.
+            one[path] = version if is_known(version, one[path]) else None
+    return one
+
+
+def _is_old_news(work: PathWork, state: ObjectState, hint: str | None) -> bool:
+    if state.status is not ObjectStatus.IN_SYNC or state.recipe != work.mapper.recipe:
+        return False
+    return is_known(state.source_version, hint)
+
+
+def _noted(work: PathWork, state: ObjectState, secret: Secret) -> tuple[bool, ObjectState]:
+    """Whether the target holds this value already, and the row as it is to be saved: as settled, or as about to be
+    written."""
+    try:
+        wanted = {
+            name: work.digester.digest(item.fields)
+            for name, item in work.mapper.render(state.path, secret.fields).items()
+        }
+    except InvalidSecret:
+        # Recorded where all that goes wrong with a path is.
+        return False, state
+    if (
+        state.status is ObjectStatus.IN_SYNC
+        and state.recipe == work.mapper.recipe
+        and state.digest_key_id == work.digester.key_id
+        and wanted == {part.name: part.digest for part in state.parts}
+    ):
+        version = secret.entry.version if secret.entry else None
+        fingerprint = work.source_fingerprint(secret)
+        if (version, fingerprint) == (state.source_version, state.source_fingerprint):
+            return True, state
+        return True, replace(state, source_version=version, source_fingerprint=fingerprint, last_sync_at=work.clock())
+    # Nothing of this path was ever there: the write itself notices if somebody else's is.
+    new = state.revision is None and work.attempt == 0 and work.vault.capabilities.compare_and_set
+    if new and not work.mapper.by_field:
+        return False, replace(state, parts=tuple(Part(name, intended=digest) for name, digest in wanted.items()))
+    return False, state

@@ -28,7 +28,7 @@ check: install ## lint, types and the architecture
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest tests/unit/test_architecture.py
 
-servers: install ## fetch the real Vault and Azurite into the user's cache
+servers: install ## fetch the real Vault, Azurite and the Bitwarden command line into the user's cache
 	@$(BIN)/python -m tests.servers.fetch
 
 test-real: install ## contract, integration and end-to-end suites against the real servers

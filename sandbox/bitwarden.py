@@ -99,6 +99,10 @@ class BitwardenServer(SandboxServer):
         """A new account, and what its owner knows. Raises ValueError when the e-mail is taken."""
         return Person.new(self.state, email, password, kdf)
 
+    def forget_access_tokens(self) -> None:
+        """Every client has to refresh its token now, or to log in again where it has none to refresh."""
+        self._sessions = {token: session for token, session in self._sessions.items() if session.refresh}
+
     # The protocol.
 
     def add_routes(self, app: web.Application) -> None:

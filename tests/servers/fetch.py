@@ -1,9 +1,10 @@
-"""`make servers`: get the real Vault and Azurite into the user's cache.
+"""`make servers`: get the real Vault, Azurite and the Bitwarden command line into the user's cache.
 
-Vault is built from its published Go module, since no package registry carries its binary; Azurite comes from npm.
-Idempotent: what is there is kept. Each server is made in a folder of its own beside its place and moved there in one
-step, so that an interrupted or doubled run never leaves half a server. Versions that do not build this way: Vault
-1.21.4 (its module asks for an sdk that does not match).
+Vault is built from its published Go module, since no package registry carries its binary; the others come from npm.
+Idempotent: what is there is kept. Each of them is made in a folder of its own beside its place and moved there in one
+step, so that an interrupted or doubled run never leaves half of one. Versions that do not build this way: Vault
+1.21.4 (its module asks for an sdk that does not match). `bw` 2026.9.0 insists on an endpoint that Vaultwarden does not
+have.
 """
 
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.servers import places
@@ -27,11 +29,12 @@ class FetchError(Exception):
 
 
 def main() -> int:
-    """Fetch what is missing; 0 when both servers are there."""
+    """Fetch what is missing; 0 when all of them are there."""
     missing = []
     for name, fetch in (
         (f"HashiCorp Vault {places.VAULT_VERSION}", fetch_vault),
         (f"Azurite {places.AZURITE_VERSION}", fetch_azurite),
+        (f"Bitwarden CLI {places.BW_VERSION}", fetch_bw),
     ):
         try:
             place = fetch()
@@ -67,18 +70,26 @@ def fetch_vault() -> Path:
 
 def fetch_azurite() -> Path:
     """The folder of an installed Azurite. Raises FetchError."""
-    place = places.azurite_folder()
-    if places.azurite_script().exists():
+    return from_npm("Azurite", f"azurite@{places.AZURITE_VERSION}", places.azurite_folder(), places.azurite_script)
+
+
+def fetch_bw() -> Path:
+    """The folder of an installed Bitwarden command line. Raises FetchError."""
+    return from_npm("Bitwarden CLI", f"@bitwarden/cli@{places.BW_VERSION}", places.bw_folder(), places.bw_script)
+
+
+def from_npm(name: str, package: str, place: Path, script: Callable[[Path], Path]) -> Path:
+    """Install an npm package under a folder of its own. Raises FetchError."""
+    if script(place).exists():
         return place
     require("node", "Node.js 20 or newer, https://nodejs.org/")
     npm = require("npm", "npm, it comes with Node.js, https://nodejs.org/")
-    say(f"installing Azurite {places.AZURITE_VERSION}")
+    say(f"installing {name}: {package}")
     with workshop() as folder:
-        prefix = Path(folder) / "azurite"
+        prefix = Path(folder) / "npm"
         prefix.mkdir()
-        package = f"azurite@{places.AZURITE_VERSION}"
         run([npm, "install", "--prefix", str(prefix), "--no-audit", "--no-fund", package], prefix, "npm install")
-        if not places.azurite_script(prefix).exists():
+        if not script(prefix).exists():
             raise FetchError("npm installed it, but its start script is missing")
         shutil.rmtree(place, ignore_errors=True)
         prefix.replace(place)

@@ -6,10 +6,12 @@ own. Whoever stops, seals or floods a server starts one with `more_vaults`.
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.servers import processes
+from tests.servers import bitwarden_cli, processes
+from tests.servers.bitwarden_cli import Bw, Hosted
 from tests.servers.processes import RealVault
 
 
@@ -37,6 +39,25 @@ def azurite() -> Iterator[str]:
     """The session's Azurite, as a storage connection string."""
     with _present(), processes.azurite() as connection_string:
         yield connection_string
+
+
+@pytest.fixture(scope="module")
+def bitwarden() -> Iterator[Hosted]:
+    """The module's Bitwarden-compatible sandbox server, in a thread of its own."""
+    with bitwarden_cli.hosted() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def new_bw(bitwarden: Hosted, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Bw]:
+    """Another official client of that server with each call, logged in nowhere."""
+
+    def new() -> Bw:
+        folder: Path = tmp_path_factory.mktemp("bw")
+        with _present():
+            return Bw.new(bitwarden.server, folder)
+
+    return new
 
 
 @contextlib.contextmanager

@@ -73,7 +73,7 @@ def test_fetching_with_an_old_go_says_which_one_is_needed(tmp_path: Path, monkey
         fetch.fetch_vault()
 
 
-def test_a_failed_step_shows_the_end_of_its_output_and_leaves_no_server(
+def test_a_failed_step_shows_the_end_of_its_output_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     npm = tmp_path / "npm"
@@ -82,8 +82,9 @@ def test_a_failed_step_shows_the_end_of_its_output_and_leaves_no_server(
     (tmp_path / "node").symlink_to("/bin/true")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    with pytest.raises(fetch.FetchError, match=r"(?s)exit code 7.*registry is on fire"):
-        fetch.fetch_azurite()
+    for fetch_one in (fetch.fetch_azurite, fetch.fetch_bw):
+        with pytest.raises(fetch.FetchError, match=r"(?s)exit code 7.*registry is on fire"):
+            fetch_one()
     assert list(places.cache().iterdir()) == []
 
 
@@ -92,5 +93,7 @@ def test_what_is_there_is_not_fetched_again(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("PATH", "")
     places.azurite_script().parent.mkdir(parents=True)
     places.azurite_script().touch()
+    places.bw_script().parent.mkdir(parents=True)
+    places.bw_script().touch()
     places.vault_binary().touch()
     assert fetch.main() == 0

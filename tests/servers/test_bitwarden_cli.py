@@ -1,0 +1,185 @@
+"""The official `bw` client on the sandbox's server: both sides agree on every key and every byte."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from sandbox.bitwarden_people import ARGON2ID, PBKDF2, Person
+from shared.vaults.vaultwarden.crypto import Kdf
+from tests.servers.bitwarden_cli import Bw, BwError, Hosted, login_item, note_item
+
+pytestmark = pytest.mark.real
+
+PASSWORD = "correct horse battery staple ☂"
+UNICODE = 'naïve ☂ 𝕏 \N{ZERO WIDTH JOINER} "quoted"\ttab\nnewline'
+
+
+@pytest.fixture(scope="module")
+def ada(bitwarden: Hosted) -> Person:
+    return bitwarden.do(lambda: bitwarden.server.register("Ada@Example.org", PASSWORD))
+
+
+@pytest.fixture(scope="module")
+def bw(ada: Person, new_bw: Callable[[], Bw]) -> Bw:
+    """Logged in as Ada, who owns the organisation Ops."""
+    client = new_bw()
+    client.login("ada@example.org", PASSWORD)
+    return client
+
+
+@pytest.fixture(autouse=True)
+def nothing_unknown(bitwarden: Hosted) -> Iterator[None]:
+    """A path that the client asked for and the server does not have would be an error that nobody sees."""
+    yield
+    assert bitwarden.server.unknown == []
+
+
+@pytest.mark.parametrize("kdf", [PBKDF2, ARGON2ID], ids=["pbkdf2", "argon2id"])
+def test_a_password_login_opens_what_lies_there(kdf: Kdf, bitwarden: Hosted, new_bw: Callable[[], Bw]) -> None:
+    email = f"{kdf.kind.name.lower()}@example.org"
+    person = bitwarden.do(lambda: bitwarden.server.register(email, PASSWORD, kdf))
+    bitwarden.do(lambda: person.add_login("db/prod", username="app", password=UNICODE, own_key=True))
+    client = new_bw()
+    client.login(email, PASSWORD)
+    assert client("get", "password", "db/prod") == UNICODE
+
+
+def test_the_api_key_logs_in_and_the_password_unlocks(ada: Person, bitwarden: Hosted, new_bw: Callable[[], Bw]) -> None:
+    bitwarden.server.reset_calls()
+    client = new_bw()
+    client.login_with_api_key(ada.account.client_id, ada.account.api_key, PASSWORD)
+    assert client.read("status")["status"] == "unlocked"
+    assert bitwarden.server.calls["api_key_login"] == 1
+    assert bitwarden.server.calls["login"] == 0
+
+
+def test_wrong_credentials_are_refused_in_words(ada: Person, new_bw: Callable[[], Bw]) -> None:
+    client = new_bw()
+    with pytest.raises(BwError, match="Username or password is incorrect"):
+        client.login("ada@example.org", "wrong")
+    with pytest.raises(BwError, match="Incorrect client_secret"):
+        client.login_with_api_key(ada.account.client_id, "wrong", PASSWORD)
+
+
+def test_two_step_login_takes_the_code_and_nothing_else(bitwarden: Hosted, new_bw: Callable[[], Bw]) -> None:
+    person = bitwarden.do(lambda: bitwarden.server.register("two-step@example.org", PASSWORD))
+    person.account.two_factor, person.account.two_factor_code = (0,), "123456"
+    client = new_bw()
+    with pytest.raises(BwError, match=r"(?i)code|two"):
+        client.login("two-step@example.org", PASSWORD)
+    client.login("two-step@example.org", PASSWORD, "--method", "0", "--code", "123456")
+    assert client.read("status")["status"] == "unlocked"
+
+
+def test_an_item_is_created_edited_trashed_restored_and_deleted(bw: Bw, ada: Person, bitwarden: Hosted) -> None:
+    fields = [{"name": "text", "value": UNICODE, "type": 0}, {"name": "hidden", "value": "hush", "type": 1}]
+    item = login_item(
+        "edited ü", username="u", password="one", totp="JBSWY3DPEHPK3PXP", uris=["https://a", "https://b"],
+        fields=fields, notes=UNICODE,
+    )  # fmt: skip
+    created = bw.write("create", "item", item)
+    stored = ada.items()["edited ü"]
+    opened = ada.read(stored)
+    assert opened["notes"] == UNICODE
+    assert [(each["name"], each["value"], each["type"]) for each in opened["fields"]] == [
+        ("text", UNICODE, 0), ("hidden", "hush", 1),
+    ]  # fmt: skip
+    assert opened["data"]["totp"] == "JBSWY3DPEHPK3PXP"
+    assert [each["uri"] for each in opened["data"]["uris"]] == ["https://a", "https://b"]
+    created["login"]["password"] = "two"
+    edited = bw.write("edit", "item", created, created["id"])
+    assert [each["password"] for each in edited["passwordHistory"]] == ["one"]
+    assert ada.read(stored)["data"]["password"] == "two"
+    assert stored.writes == 2
+    bw("delete", "item", created["id"])
+    assert "edited ü" not in bw.items()
+    assert stored.deleted is not None
+    bw("restore", "item", created["id"])
+    assert bw.items()["edited ü"]["login"]["password"] == "two"
+    bw("delete", "item", created["id"], "--permanent")
+    assert created["id"] not in bitwarden.server.state.items
+
+
+def test_a_note_of_ten_thousand_characters_keeps_every_one(bw: Bw, ada: Person) -> None:
+    notes = ("☂ä\n" * 3_334)[:10_000]
+    created = bw.write("create", "item", note_item("long note", notes))
+    assert created["notes"] == notes
+    assert ada.read(ada.items()["long note"])["notes"] == notes
+    assert bw("get", "notes", created["id"]) == notes.strip()
+
+
+def test_a_note_above_the_servers_limit_is_refused_in_words(bw: Bw, bitwarden: Hosted) -> None:
+    bitwarden.server.state.max_note_size = 10_000
+    try:
+        with pytest.raises(BwError, match="exceeds the maximum encrypted value length of 10000"):
+            bw.write("create", "item", note_item("too long", "x" * 8_000))
+    finally:
+        bitwarden.server.state.max_note_size = 100_000
+    assert "too long" not in bw.items()
+
+
+def test_folders_hold_items_and_leave_them_behind(bw: Bw, ada: Person, bitwarden: Hosted) -> None:
+    folder = bw.write("create", "folder", {"name": "apps/web"})
+    bw.write("create", "item", login_item("in a folder", password="p", folderId=folder["id"]))
+    assert ada.items()["in a folder"].folders == {ada.account.id: folder["id"]}
+    bw.write("edit", "folder", {"name": "apps/api"}, folder["id"])
+    assert [each["name"] for each in bw.read("list", "folders") if each["id"]] == ["apps/api"]
+    bw("delete", "folder", folder["id"])
+    assert bw.items()["in a folder"].get("folderId") is None
+
+
+def test_an_organisations_items_are_read_and_written_under_its_own_key(bw: Bw, ada: Person, bitwarden: Hosted) -> None:
+    ops = bitwarden.do(lambda: ada.found("Ops"))
+    prod = bitwarden.do(lambda: ada.add_collection(ops, "Teams/Prod"))
+    bitwarden.do(lambda: ada.add_login("seeded", password="s", collections=[prod]))
+    assert bw.items("--organizationid", ops.id)["seeded"]["login"]["password"] == "s"
+    assert [each["name"] for each in bw.read("list", "organizations")] == ["Ops"]
+    assert [each["name"] for each in bw.read("list", "org-collections", "--organizationid", ops.id)] == ["Teams/Prod"]
+
+    created = bw.write(
+        "create", "item", login_item("theirs", password="t", organizationId=ops.id, collectionIds=[prod.id])
+    )
+    stored = bitwarden.server.state.items[created["id"]]
+    assert (stored.account_id, stored.organization_id, stored.collections) == (None, ops.id, {prod.id})
+    assert ada.read(stored)["data"]["password"] == "t"
+
+    made = {"organizationId": ops.id, "name": "Teams/Test", "externalId": None, "groups": [], "users": []}
+    test = bw.write("create", "org-collection", made, "--organizationid", ops.id)
+    bw("sync")
+    moved = bw.write("create", "item", login_item("moved", password="m"))
+    bw.write("move", moved["id"], [test["id"]], ops.id)  # type: ignore[arg-type]
+    stored = bitwarden.server.state.items[moved["id"]]
+    assert (stored.account_id, stored.organization_id, stored.collections) == (None, ops.id, {test["id"]})
+    assert ada.read(stored)["data"]["password"] == "m"
+    bw.write("edit", "item-collections", [prod.id], moved["id"])  # type: ignore[arg-type]
+    assert stored.collections == {prod.id}
+    bw("delete", "org-collection", test["id"], "--organizationid", ops.id)
+    assert list(bitwarden.server.state.collections) == [prod.id]
+
+
+def test_a_stale_copy_is_refused_and_a_sync_makes_it_fresh(bw: Bw, ada: Person, bitwarden: Hosted) -> None:
+    created = bw.write("create", "item", login_item("raced", password="one"))
+    stored = bitwarden.server.state.items[created["id"]]
+
+    def another_client_saves() -> None:
+        bitwarden.server.clock.advance(5)
+        stored.updated = bitwarden.server.clock()
+        ada.state.touch([ada.account.id])
+
+    bitwarden.do(another_client_saves)
+    created["login"]["password"] = "two"
+    with pytest.raises(BwError, match="out of date"):
+        bw.write("edit", "item", created, created["id"])
+    assert ada.read(stored)["data"]["password"] == "one"
+    bw("sync")
+    fresh = bw.read("get", "item", created["id"])
+    fresh["login"]["password"] = "two"
+    bw.write("edit", "item", fresh, created["id"])
+    assert ada.read(stored)["data"]["password"] == "two"
+
+
+def test_a_token_that_ran_out_is_renewed(bw: Bw, bitwarden: Hosted) -> None:
+    bitwarden.server.reset_calls()
+    bitwarden.do(bitwarden.server.forget_access_tokens)
+    bw("sync", "--force")
+    assert bitwarden.server.calls["refresh"] == 1

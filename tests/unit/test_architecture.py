@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "shared.history",
         "shared.jobs",
         "shared.audit",
+        "shared.signing",
         "shared.mapping",
         "shared.plan",
         "shared.sqlite",

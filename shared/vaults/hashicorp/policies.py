@@ -115,7 +115,8 @@ class PolicyVault(HashicorpVault):
         path = f"sys/policies/acl/{use.prefix}{PROBE}"
         needs = [("sys/policies/acl", "list", "list"), (path, "read", "read")]
         if use.write:
-            needs += [(path, "create", "write"), (path, "update", "write")]
+            # Every write of a policy is an update to Vault, the first one too.
+            needs.append((path, "update", "write"))
         if use.delete:
             needs.append((path, "delete", "delete"))
         return needs

@@ -7,12 +7,15 @@ own. Whoever stops, seals or floods a server starts one with `more_vaults`.
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.servers import bitwarden_cli, processes
-from tests.servers.bitwarden_cli import Bw, Hosted
+from tests.servers import processes
 from tests.servers.processes import RealVault
+
+if TYPE_CHECKING:
+    from tests.servers.bitwarden_cli import Bw, Hosted
 
 
 @pytest.fixture(scope="session")
@@ -42,15 +45,20 @@ def azurite() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def bitwarden() -> Iterator[Hosted]:
+def bitwarden() -> "Iterator[Hosted]":
     """The module's Bitwarden-compatible sandbox server, in a thread of its own."""
-    with bitwarden_cli.hosted() as server:
+    # Every test session reads this file; few need a server and its packages.
+    from tests.servers.bitwarden_cli import hosted
+
+    with hosted() as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def new_bw(bitwarden: Hosted, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Bw]:
+def new_bw(bitwarden: "Hosted", tmp_path_factory: pytest.TempPathFactory) -> "Callable[[], Bw]":
     """Another official client of that server with each call, logged in nowhere."""
+
+    from tests.servers.bitwarden_cli import Bw
 
     def new() -> Bw:
         folder: Path = tmp_path_factory.mktemp("bw")

@@ -1,6 +1,7 @@
 """The official `bw` client on the sandbox's server: both sides agree on every key and every byte."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -143,7 +144,13 @@ def test_an_organisations_items_are_read_and_written_under_its_own_key(bw: Bw, a
     assert (stored.account_id, stored.organization_id, stored.collections) == (None, ops.id, {prod.id})
     assert ada.read(stored)["data"]["password"] == "t"
 
-    made = {"organizationId": ops.id, "name": "Teams/Test", "externalId": None, "groups": [], "users": []}
+    made: dict[str, Any] = {
+        "organizationId": ops.id,
+        "name": "Teams/Test",
+        "externalId": None,
+        "groups": [],
+        "users": [],
+    }
     test = bw.write("create", "org-collection", made, "--organizationid", ops.id)
     bw("sync")
     moved = bw.write("create", "item", login_item("moved", password="m"))

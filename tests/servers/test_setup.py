@@ -278,3 +278,50 @@ def test_wrong_use_is_told_before_anybody_is_asked(case: str, wrong_use: Callabl
     arguments, message = WRONG[case]
     ended = wrong_use(arguments)
     assert (ended.code, message in ended.err) == (2, True), ended.err
+
+
+# --- policies -----------------------------------------------------------------------------------------------------------
+
+SYNC = """\
+syncs:
+  apps:
+    source: {vault: hub, prefix: apps/}
+    targets: [{vault: backup}]
+"""
+
+
+def offline(folder: Path, monkeypatch: pytest.MonkeyPatch, *, version: str = "") -> Here:
+    """A Vault that nobody can reach."""
+    monkeypatch.chdir(folder)
+    here = Here(folder, {"TOKEN": "hvs.x"})
+    text = CONFIG.format(url="http://127.0.0.1:9").replace("kind: hashicorp,", f"kind: hashicorp, {version}")
+    here.configure(text + SYNC)
+    return here
+
+
+def test_policies_are_printed_as_they_can_be_piped_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = offline(tmp_path, monkeypatch, version="kv_version: 2,").run("setup", "hub", "--print-policy")
+    assert (ended.code, ended.err) == (0, "")
+    assert ended.out == (
+        "# What Vaultferry needs in hub (http://127.0.0.1:9).\n"
+        "# vault policy write vaultferry-hub FILE\n"
+        "# `vaultferry check` and a token's renewal need what Vault's own policy `default` grants.\n"
+        "\n"
+        "# apps: its source\n"
+        'path "secret/data/apps/*" {\n'
+        '  capabilities = ["read"]\n'
+        "}\n"
+        "\n"
+        "# apps: its source\n"
+        'path "secret/metadata/apps/*" {\n'
+        '  capabilities = ["read", "list"]\n'
+        "}\n"
+        "\n"
+        "# backup is of kind file: its permissions are no policies of Vault's\n"
+    )
+
+
+def test_a_version_that_can_not_be_asked_for_may_be_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = offline(tmp_path, monkeypatch).run("setup", "hub", "--print-policy")
+    assert ended.code == 1
+    assert "with `kv_version: 1` or `2` in the configuration, its policy can be told without asking" in ended.err

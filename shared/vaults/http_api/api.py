@@ -219,12 +219,13 @@ class HttpApi(Vault):
         try:
             return await self._write(write, "set", name, values, conditions)
         except SecretNotFound:
-            if create is None or expect is not Expect.ANY:
-                conflict = expect is not Expect.ANY
-            else:
-                return await self._write(create, "create", name, values, {})
-        if conflict:
+            # Out here: where it is created, the error of this try is no part of what may fail then.
+            pass
+        if expect is not Expect.ANY:
+            await self._still_there()
             raise Conflict("it is not there, and a version of it was expected", vault=self.id, path=name)
+        if create is not None:
+            return await self._write(create, "create", name, values, {})
         raise MountNotFound("there is nothing to write to (404 on set): see `create`", vault=self.id, path=name)
 
     async def _write(
@@ -256,6 +257,8 @@ class HttpApi(Vault):
     def _several(self, secret: Secret) -> dict[str, Any]:
         fields = self._renamed(secret)
         self._fits(onestring.to_json(fields))
+        if not _interoperable(fields):
+            raise InvalidSecret("it holds a number past 2^53, which APIs round without a word: store it as text")
         return {"fields": fields, "value": None, "content_type": secret.content_type}
 
     def _fits(self, text: str) -> None:
@@ -354,7 +357,7 @@ class HttpApi(Vault):
                     vault=self.id,
                     path=name,
                 )
-        elif word != "create":
+        elif word not in ("set", "create"):
             await self._still_there()
         raise absent
 
@@ -584,6 +587,22 @@ def _bytes(text: str) -> int | None:
         return len(text.encode())
     except UnicodeEncodeError:
         return None
+
+
+def _interoperable(value: Any) -> bool:
+    """Whether every number in it comes through others' JSON: https://www.rfc-editor.org/rfc/rfc8259#section-6
+
+    Raises InvalidSecret for what is nested too deeply.
+    """
+    try:
+        if isinstance(value, Mapping):
+            return all(map(_interoperable, value.values()))
+        if isinstance(value, list | tuple):
+            return all(map(_interoperable, value))
+        return not isinstance(value, int) or abs(value) <= 2**53
+    except RecursionError:
+        pass
+    raise InvalidSecret("its value is nested too deeply")
 
 
 def _name_rule(settings: Settings) -> NameRule:

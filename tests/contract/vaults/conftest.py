@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shared.vault import Vault
-from tests.contract.vaults import azure_key_vault, file, hashicorp
+from tests.contract.vaults import azure_key_vault, file, hashicorp, http_api
 from tests.contract.vaults.harness import Harness
 
 # A kind joins the suite with a line here. A harness on a real server is built with the fixture that is named.
@@ -17,6 +17,9 @@ HARNESSES: dict[str, tuple[type[Harness], str | None]] = {
     "file": (file.LocalFile, None),
     "hashicorp-v2": (hashicorp.SandboxV2, None),
     "hashicorp-v1": (hashicorp.SandboxV1, None),
+    "http-api-etags": (http_api.WithEtags, None),
+    "http-api-text": (http_api.WithOneText, None),
+    "http-api-vault": (http_api.SandboxVault, None),
     "hashicorp-v2-real": (hashicorp.RealV2, "real_vault"),
     "hashicorp-v1-real": (hashicorp.RealV1, "real_vault"),
 }

@@ -162,14 +162,14 @@ class BitwardenServer(SandboxServer):
         form = {key.lower().replace("_", ""): value for key, value in _form(call.request).items()}
         match form.get("granttype"):
             case "password":
-                return self._password_login(form)
+                return self._password_login(call, form)
             case "client_credentials":
                 return self._api_key_login(form)
             case "refresh_token":
                 return self._refresh(form)
         raise BitwardenError("Invalid type")
 
-    def _password_login(self, form: dict[str, str]) -> Any:
+    def _password_login(self, call: _Call, form: dict[str, str]) -> Any:
         _blank(form, "client_id", "password", "scope", "username", "device_identifier", "device_name", "device_type")
         if form["scope"] != "api offline_access":
             raise BitwardenError("Scope not supported")
@@ -177,6 +177,8 @@ class BitwardenServer(SandboxServer):
         if form["clientid"] not in _CLIENTS:
             raise BitwardenError("invalid_client", document={"error": "invalid_client"})
         account = self.state.account(form["username"])
+        if not _names(call.request.headers.get("Auth-Email"), form["username"]):
+            raise BitwardenError("Auth-Email header invalid.")
         if account is None:
             raise BitwardenError("Username or password is incorrect. Try again")
         if not account.enabled:
@@ -639,6 +641,14 @@ def _check_device(form: Mapping[str, str]) -> None:
         fine = False
     if not fine or not form["devicename"]:
         raise BitwardenError("No device information provided.")
+
+
+def _names(header: str | None, email: str) -> bool:
+    # Older clients send it, Vaultwarden does not look at it, Bitwarden's own server did: it may be missing, not wrong.
+    try:
+        return header is None or unpadded(header).strip().lower() == email.strip().lower()
+    except ValueError:
+        return False
 
 
 def _two_factor_document(account: Account) -> dict[str, Any]:

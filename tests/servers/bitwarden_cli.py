@@ -1,20 +1,18 @@
-"""The official `bw` client as tests use it, and the server it speaks to: in a thread, since each of its calls blocks."""
+"""The official `bw` client, as tests use it."""
 
-import asyncio
 import base64
-import contextlib
 import json
 import os
 import shutil
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sandbox.bitwarden import BitwardenServer
 from tests.servers import places
+from tests.servers.hosting import Host
 from tests.servers.processes import ServerMissing
 
 _CALL_SECONDS = 120.0
@@ -27,35 +25,14 @@ class BwError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Hosted:
-    """A server that runs in another thread."""
+    """A Bitwarden server that runs in another thread."""
 
     server: BitwardenServer
-    loop: asyncio.AbstractEventLoop
+    host: Host
 
     def do(self, action: Callable[[], _Result]) -> _Result:
         """Does this where the server lives, between two requests."""
-
-        async def once() -> _Result:
-            return action()
-
-        return asyncio.run_coroutine_threadsafe(once(), self.loop).result()
-
-
-@contextlib.contextmanager
-def hosted() -> Iterator[Hosted]:
-    """A Bitwarden server of its own until the block ends."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
-    thread.start()
-    server = BitwardenServer()
-    try:
-        asyncio.run_coroutine_threadsafe(server.start(), loop).result()
-        yield Hosted(server, loop)
-    finally:
-        asyncio.run_coroutine_threadsafe(server.close(), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        return self.host.do(action)
 
 
 @dataclass(slots=True)

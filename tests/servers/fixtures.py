@@ -48,10 +48,12 @@ def azurite() -> Iterator[str]:
 def bitwarden() -> "Iterator[Hosted]":
     """The module's Bitwarden-compatible sandbox server, in a thread of its own."""
     # Every test session reads this file; few need a server and its packages.
-    from tests.servers.bitwarden_cli import hosted
+    from sandbox.bitwarden import BitwardenServer
+    from tests.servers.bitwarden_cli import Hosted
+    from tests.servers.hosting import hosting
 
-    with hosted() as server:
-        yield server
+    with hosting() as host:
+        yield Hosted(host.start(BitwardenServer()), host)
 
 
 @pytest.fixture(scope="module")

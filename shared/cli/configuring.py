@@ -26,14 +26,18 @@ def register(app: typer.Typer) -> None:
 def init(
     context: typer.Context,
     source: Annotated[
-        list[str] | None, typer.Option("--source", metavar="KIND=ADDRESS", help="Where secrets come from.")
+        list[str] | None,
+        typer.Option("--source", metavar="ADDRESS", help="Where secrets come from: KIND=ADDRESS, a URL, or a file."),
     ] = None,
-    target: Annotated[list[str] | None, typer.Option("--target", metavar="KIND=ADDRESS", help="Where they go.")] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", metavar="ADDRESS,…", help="Where they go: one, or several with commas."),
+    ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
     log_level: LevelOption = None,
 ) -> None:
-    """Write a first configuration, such as: init --source hashicorp=http://127.0.0.1:8200 --target file=backup.vault"""
+    """Write a first configuration, such as: init --source http://127.0.0.1:8200 --target http://127.0.0.1:8201,backup.vault"""
     session = begin(context, config, as_json, log_level)
     with session.failures_told():
         from shared.config import FILE_NAME

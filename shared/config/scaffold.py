@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from urllib.parse import urlsplit
 
@@ -44,18 +44,21 @@ _KEYS = {
 def scaffold(sources: Sequence[str], targets: Sequence[str]) -> str:
     """A commented configuration: one sync per source, to all targets. Credentials are references to the environment.
 
-    Each side is `KIND=ADDRESS`, `KIND` perhaps shortened, or an address that tells its kind. Raises ConfigError.
+    Each side is `KIND=ADDRESS`, `KIND` perhaps shortened, or an address that tells its kind, or several of these with
+    commas between them. Raises ConfigError.
     """
     if not sources or not targets:
         raise ConfigError(
             "init needs at least one --source and one --target, as in --source hashicorp=http://127.0.0.1:8200"
         )
+    from_sides, to_sides = ([_side(each) for text in texts for each in text.split(",")] for texts in (sources, targets))
     ids: dict[tuple[str, str], str] = {}
-    for kind, address in map(_side, (*sources, *targets)):
+    for kind, address in (*from_sides, *to_sides):
         if (kind, address) not in ids:
-            ids[kind, address] = _unique(_id(kind, address), ids.values())
-    source_ids = [ids[_side(source)] for source in sources]
-    target_ids = list(dict.fromkeys(ids[_side(target)] for target in targets))
+            wanted = "hub" if kind == "hashicorp" and not ids else _id(kind, address)
+            ids[kind, address] = _unique(wanted, ids.values())
+    source_ids = list(dict.fromkeys(ids[side] for side in from_sides))
+    target_ids = list(dict.fromkeys(ids[side] for side in to_sides))
     for source_id in source_ids:
         if source_id in target_ids:
             raise ConfigError("a source can not be a target of the same sync: it would read what it has written")
@@ -69,11 +72,32 @@ def scaffold(sources: Sequence[str], targets: Sequence[str]) -> str:
 # Vaultferry's configuration. `vaultferry validate` checks it, `vaultferry check` connects to the vaults,
 # `vaultferry plan` shows what a sync would do, `vaultferry sync` does it.
 # ${{NAME}} and ${{NAME:-default}} come from the environment: no credential belongs in here.
-
+{_advice(ids, source_ids)}
 vaults:
 {vaults_text}
 syncs:
 {syncs_text}"""
+
+
+def _advice(ids: Mapping[tuple[str, str], str], source_ids: Sequence[str]) -> str:
+    """What to know about Vaults: how one token serves them all, and how changes arrive without a schedule."""
+    in_vault = [vault_id for (kind, _), vault_id in ids.items() if kind == "hashicorp"]
+    lines = []
+    if in_vault:
+        lines.append(
+            f"# `vaultferry setup {in_vault[0]} --print-policy` prints the least that its token has to be allowed."
+        )
+    if len(in_vault) > 1:
+        lines.append(
+            "# One VAULT_TOKEN serves all Vaults; one with a token of its own gets its own name, as ${OTHER_TOKEN}."
+        )
+    for source_id in source_ids:
+        if source_id in in_vault:
+            lines += [
+                f"# Changes in {source_id} arrive in moments while `vaultferry serve --listen tcp://127.0.0.1:1269` runs on",
+                f"# its machine, once `vaultferry setup {source_id} --address 127.0.0.1:1269` has made Vault tell of them.",
+            ]
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _sync(source_id: str, target_ids: list[str], *, several: bool) -> str:
@@ -83,7 +107,7 @@ def _sync(source_id: str, target_ids: list[str], *, several: bool) -> str:
     targets = targets.replace('prefix: ""', f"prefix: {source_id}/") if several else targets
     return f"""\
   {sync_id[:40].rstrip("-")}:
-    # schedule: "0 */6 * * *"       # UTC; without one, `vaultferry sync` runs it
+    # schedule: "0 */6 * * *"       # UTC; without one, events and `vaultferry sync` run it
     source: {{vault: {source_id}, prefix: ""}}   # a prefix ends at a '/'
     targets:
 {targets}\
@@ -94,12 +118,14 @@ def _sync(source_id: str, target_ids: list[str], *, several: bool) -> str:
 
 
 def _side(text: str) -> tuple[str, str]:
-    """Kind and address of one `--source` or `--target`."""
+    """Kind and address of one side."""
     if not text.isprintable():
         raise ConfigError("an address can not hold control characters")
+    text = text.strip()
     kind, equals, address = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_-]+", kind):
-        return _guess(text), text
+        kind, address = _guess(text), text
+        return kind, address.rstrip("/") if kind != "file" else address
     known = [name for name in vaults.kinds() if name in _KEYS]
     name = kind.lower()
     name = _SHORT.get(name, name)
@@ -121,9 +147,10 @@ def _guess(address: str) -> str:
 
 
 def _id(kind: str, address: str) -> str:
-    if kind == "hashicorp":
-        return "hub"
-    word = PurePath(address).stem if kind == "file" else (urlsplit(address).hostname or kind).partition(".")[0]
+    host = urlsplit(address).hostname or kind
+    if kind == "hashicorp" and (host == "localhost" or not re.search("[a-z]", host.rpartition(".")[2])):
+        host = "copy"
+    word = PurePath(address).stem if kind == "file" else host.partition(".")[0]
     return re.sub(r"[^a-z0-9]+", "-", word.lower()).strip("-0123456789")[:30].rstrip("-") or "vault"
 
 

@@ -181,6 +181,15 @@ def test_init_writes_a_file_that_is_valid_and_never_over_another(here: Here) -> 
     assert "is there already" in again.err
 
 
+def test_init_takes_plain_addresses_for_which_one_token_may_serve(here: Here) -> None:
+    ended = here.run("init", "--source", "http://127.0.0.1:1", "--target", "http://127.0.0.1:2,b.vault", "-c", "first.yaml")
+    assert (ended.code, "put VAULT_TOKEN and B_KEY into the environment" in ended.out) == (0, True)
+    here.env = {"VAULT_TOKEN": "hvs.x", "B_KEY": "a passphrase that is long enough"}
+    found = here.run("validate", "-c", "first.yaml", "--json").json
+    assert found["vaults"] == {"hub": "hashicorp", "copy": "hashicorp", "b": "file"}
+    assert (found["syncs"], found["warnings"]) == (["hub-to-all"], [])
+
+
 def test_validate_tells_what_it_found(here: Here) -> None:
     ended = here.run("validate")
     assert ended.code == 0

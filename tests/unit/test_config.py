@@ -368,3 +368,94 @@ def test_several_sources_do_not_meet_on_one_name() -> None:
 def test_a_first_file_of_nonsense_is_refused(sources: list[str], targets: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         scaffold(sources, targets)
+
+
+MANY = ["http://127.0.0.1:8201,https://vault-east.example:8200/", "akv=https://contoso.vault.azure.net,backup.vault"]
+FIRST_FILE = """\
+# Vaultferry's configuration. `vaultferry validate` checks it, `vaultferry check` connects to the vaults,
+# `vaultferry plan` shows what a sync would do, `vaultferry sync` does it.
+# ${NAME} and ${NAME:-default} come from the environment: no credential belongs in here.
+# `vaultferry setup hub --print-policy` prints the least that its token has to be allowed.
+# One VAULT_TOKEN serves all Vaults; one with a token of its own gets its own name, as ${OTHER_TOKEN}.
+# Changes in hub arrive in moments while `vaultferry serve --listen tcp://127.0.0.1:1269` runs on
+# its machine, once `vaultferry setup hub --address 127.0.0.1:1269` has made Vault tell of them.
+
+vaults:
+  hub:
+    kind: hashicorp
+    address: 'http://127.0.0.1:8200'
+    mount: secret                   # where the KV engine is; its version is found out
+    auth: {method: token, token: "${VAULT_TOKEN}"}   # or approle, kubernetes, jwt, azure
+  copy:
+    kind: hashicorp
+    address: 'http://127.0.0.1:8201'
+    mount: secret                   # where the KV engine is; its version is found out
+    auth: {method: token, token: "${VAULT_TOKEN}"}   # or approle, kubernetes, jwt, azure
+  vault-east:
+    kind: hashicorp
+    address: 'https://vault-east.example:8200'
+    mount: secret                   # where the KV engine is; its version is found out
+    auth: {method: token, token: "${VAULT_TOKEN}"}   # or approle, kubernetes, jwt, azure
+  contoso:
+    kind: azure_key_vault
+    url: 'https://contoso.vault.azure.net'
+    auth: {method: default}         # environment, managed identity or Azure CLI; or managed_identity, service_principal
+  backup:
+    kind: file
+    path: 'backup.vault'
+    key: "${BACKUP_KEY}"            # 32 bytes in base64, or a passphrase of at least 20 characters
+
+syncs:
+  hub-to-all:
+    # schedule: "0 */6 * * *"       # UTC; without one, events and `vaultferry sync` run it
+    source: {vault: hub, prefix: ""}   # a prefix ends at a '/'
+    targets:
+      - {vault: copy, prefix: ""}
+      - {vault: vault-east, prefix: ""}
+      - {vault: contoso, prefix: ""}
+      - {vault: backup, prefix: ""}
+    include: ["**"]                 # '*' stops at '/', '**' does not
+    exclude: []
+    delete: {propagate: false}      # true: what is deleted at the source is deleted on the targets
+"""
+
+
+def test_plain_addresses_and_lists_make_the_whole_file() -> None:
+    text = scaffold(["http://127.0.0.1:8200"], MANY)
+    assert text == FIRST_FILE
+    environment = {"VAULT_TOKEN": "hvs.x", "BACKUP_KEY": "a passphrase long enough"}
+    config = parse(text.encode(), environment, "f")
+    assert config.warnings == ()
+    assert [target.vault for target in config.syncs["hub-to-all"].targets] == [
+        "copy",
+        "vault-east",
+        "contoso",
+        "backup",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "ids"),
+    [
+        ("http://a:1/,http://b:1", "http://c:1", ["hub", "b", "c"]),
+        (
+            "http://localhost:1",
+            "http://localhost:2,http://[::1]:3,http://10.0.0.1:4",
+            ["hub", "copy", "copy-2", "copy-3"],
+        ),
+        ("https://a.vault.azure.net", "http://b:1", ["a", "b"]),
+        ("http://a:1", "http://b:1, http://b:1/", ["hub", "b"]),
+        ("HTTPS://A.VAULT.AZURE.NET", "./x.vault,/tmp/x.vault", ["a", "x", "x-2"]),
+    ],
+)
+def test_vaults_get_ids_that_tell_them_apart(source: str, target: str, ids: list[str]) -> None:
+    text = scaffold([source], [target])
+    keys = {"X_KEY", "X_2_KEY"}
+    config = parse(text.encode(), {**ENVIRONMENT, **dict.fromkeys(keys, "a passphrase long enough")}, "f")
+    assert list(config.vaults) == ids
+
+
+@pytest.mark.parametrize("targets", ["http://a:1,", ",", "http://a:1,,http://b:1"])
+def test_a_list_with_nothing_between_its_commas_is_refused(targets: str) -> None:
+    with pytest.raises(ConfigError, match="expected KIND=ADDRESS, a URL or the path of a file"):
+        scaffold(["http://127.0.0.1:8200"], [targets])

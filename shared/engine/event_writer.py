@@ -19,7 +19,7 @@ from typing import TypeAlias
 from shared import jobs
 from shared.engine.delete_window import DeleteWindow
 from shared.engine.installation import Installation, backoff
-from shared.engine.path_work import Later, PathWork, Settled
+from shared.engine.path_work import Later, PathWork, Settled, Wanted
 from shared.engine.probe import Prober
 from shared.engine.runs import Runs
 from shared.engine.settling import BATCH, CLAIM, Claimed, Results, Settler
@@ -133,7 +133,7 @@ class EventWriter:
                 states.append(state)
         read = await asyncio.gather(*(self._read(work, job, state, came) for state in states), return_exceptions=True)
         write: list[tuple[ObjectState, ObjectState]] = []
-        early: dict[str, Secret] = {}
+        early: dict[str, Wanted] = {}
         delete: list[tuple[ObjectState, ObjectState]] = []
         saves: list[Save] = []
         failed: list[ObjectState] = []
@@ -145,12 +145,17 @@ class EventWriter:
                     if self._is_behind(job, hints[path], result):
                         came.behind.append(path)
                         continue
-                    same, noted = _noted(work, state, result)
-                    if same:
-                        saves += [Save(noted)] if noted is not state else []
-                    else:
-                        early[path] = result
-                        write.append((state, noted))
+                    try:
+                        wanted = work.wanted(path, result)
+                    except InvalidSecret as error:
+                        failed.append(state)
+                        errors[path] = error
+                        continue
+                    if not _holds(work, state, wanted):
+                        early[path] = wanted
+                        write.append((state, _about_to_be(work, state, wanted)))
+                    elif (settled := _settled_with(work, state, result)) is not None:
+                        saves.append(Save(settled))
                 case None:
                     if hints[path] is not None and job.attempt < LAG_TRIES:
                         came.behind.append(path)
@@ -216,7 +221,7 @@ class EventWriter:
         self,
         work: PathWork,
         write: Sequence[tuple[ObjectState, ObjectState]],
-        early: Mapping[str, Secret],
+        early: Mapping[str, Wanted],
         came: _Came,
     ) -> None:
         async def one(each: Claimed) -> Settled | Later:
@@ -303,30 +308,29 @@ def _is_old_news(work: PathWork, state: ObjectState, hint: str | None) -> bool:
     return is_known(state.source_version, hint)
 
 
-def _noted(work: PathWork, state: ObjectState, secret: Secret) -> tuple[bool, ObjectState]:
-    """Whether the target holds this value already, and the row as it is to be saved: as settled, or as about to be
-    written."""
-    try:
-        wanted = {
-            name: work.digester.digest(item.fields)
-            for name, item in work.mapper.render(state.path, secret.fields).items()
-        }
-    except InvalidSecret:
-        # Recorded where all that goes wrong with a path is.
-        return False, state
-    if (
+def _holds(work: PathWork, state: ObjectState, wanted: Wanted) -> bool:
+    """Whether the target was left with exactly this."""
+    return (
         state.status is ObjectStatus.IN_SYNC
         and state.recipe == work.mapper.recipe
         and state.digest_key_id == work.digester.key_id
-        and wanted == {part.name: part.digest for part in state.parts}
-    ):
-        version = secret.entry.version if secret.entry else None
-        fingerprint = work.source_fingerprint(secret)
-        if (version, fingerprint) == (state.source_version, state.source_fingerprint):
-            return True, state
-        return True, replace(state, source_version=version, source_fingerprint=fingerprint, last_sync_at=work.clock())
-    # Nothing of this path was ever there: the write itself notices if somebody else's is.
+        and wanted.digests == {part.name: part.digest for part in state.parts}
+    )
+
+
+def _settled_with(work: PathWork, state: ObjectState, secret: Secret) -> ObjectState | None:
+    """The row of a path that needs no write; None: it says so already."""
+    version = secret.entry.version if secret.entry else None
+    fingerprint = work.source_fingerprint(secret)
+    if (version, fingerprint) == (state.source_version, state.source_fingerprint):
+        return None
+    return replace(state, source_version=version, source_fingerprint=fingerprint, last_sync_at=work.clock())
+
+
+def _about_to_be(work: PathWork, state: ObjectState, wanted: Wanted) -> ObjectState:
+    """The row with what is noted before it is written, where nothing of this path was ever there: the write itself
+    notices if something of somebody else's is."""
     new = state.revision is None and work.attempt == 0 and work.vault.capabilities.compare_and_set
-    if new and not work.mapper.by_field:
-        return False, replace(state, parts=tuple(Part(name, intended=digest) for name, digest in wanted.items()))
-    return False, state
+    if not new or work.mapper.by_field:
+        return state
+    return replace(state, parts=tuple(Part(name, intended=digest) for name, digest in wanted.digests.items()))

@@ -37,6 +37,15 @@ ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a source's secret is on a target: by name, the value and its digest."""
+
+    secret: Secret
+    items: Mapping[str, Secret] = field(repr=False)
+    digests: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Settled:
     """A path that was dealt with, for good or ill."""
 
@@ -136,6 +145,11 @@ class PathWork:
         """The newest value. Raises any VaultError."""
         return await self.source.get_secret(self.sync.source.prefix + path)
 
+    def wanted(self, path: str, secret: Secret) -> Wanted:
+        """What the target is to hold for this value. Raises InvalidSecret."""
+        items = self.mapper.render(path, secret.fields)
+        return Wanted(secret, items, {name: self.digester.digest(item.fields) for name, item in items.items()})
+
     async def is_disabled(self, path: str) -> bool:
         """Whether a source that denied a value does so because the secret is disabled. Raises any VaultError."""
         if self.source.capabilities.fingerprint is FingerprintCost.VALUE:
@@ -148,7 +162,7 @@ class PathWork:
 
     def left_disabled(self, before: ObjectState, state: ObjectState) -> Settled:
         """The source has it and hands out no value: what the target holds stays as it is."""
-        left = replace(state, parts=before.parts, status=before.status, error=before.error)
+        left = replace(state, status=before.status, error=before.error)
         if before.revision is None:
             left = replace(left, status=ObjectStatus.SKIPPED, error="disabled in the source: left as it is")
         return Settled(left, Outcome.SKIPPED)
@@ -175,7 +189,7 @@ class PathWork:
         )
 
     async def run(
-        self, op: Op, before: ObjectState, state: ObjectState, *, cleanup: bool, early: Secret | None = None
+        self, op: Op, before: ObjectState, state: ObjectState, *, cleanup: bool, early: Wanted | None = None
     ) -> Settled | Later:
         """Settle one path. `before` is its row as it was, `state` as it is claimed. Raises only what is no VaultError.
 
@@ -228,7 +242,7 @@ class PathWork:
         draft: _Draft,
         certain: bool,
         cleanup: bool,
-        early: Secret | None,
+        early: Wanted | None,
     ) -> Settled:
         nothing_there = certain and self._nothing_there(op, before)
         found: dict[str, _Found] = {}
@@ -236,7 +250,8 @@ class PathWork:
             if self._must_look(draft.parts.get(name), certain) and not nothing_there:
                 found[name] = await self._look(name)
         try:
-            secret = early if early is not None and not found else await self.read_source(state.path)
+            if early is None or found:
+                early = self.wanted(state.path, await self.read_source(state.path))
         except SecretNotFound:
             if self.by_event:
                 raise _Moved from None
@@ -244,15 +259,15 @@ class PathWork:
         except AccessDenied:
             if not await self.is_disabled(state.path):
                 raise
-            return self.left_disabled(before, state)
-        self._note_source(secret, draft)
-        wanted = self.mapper.render(state.path, secret.fields)
+            return self.left_disabled(before, _with_parts(state, draft))
+        self._note_source(early.secret, draft)
+        wanted, digests = dict(early.items), early.digests
         if self.mapper.by_field:
             await self._reserve(state, [name for name in wanted if name not in draft.parts])
         for name in wanted:
             if name not in found and self._must_look(draft.parts.get(name), certain) and not nothing_there:
                 found[name] = await self._look(name)
-        new = {name: self.digester.digest(item.fields) for name, item in wanted.items() if name not in draft.parts}
+        new = {name: digest for name, digest in digests.items() if name not in draft.parts}
         if self.by_event and not self.mapper.injective and any(_is_other(found.get(n), d) for n, d in new.items()):
             raise _ForPlan
         due = {name: digest for name, digest in new.items() if self._will_write(digest, found.get(name))}
@@ -260,7 +275,7 @@ class PathWork:
         skipped: _NotOurs | None = None
         for name, item in wanted.items():
             try:
-                await self._put(name, item, before, draft, found.get(name))
+                await self._put(name, item, digests[name], before, draft, found.get(name))
             except _NotOurs as taken:
                 if taken.status is not ObjectStatus.SKIPPED:
                     raise
@@ -269,10 +284,9 @@ class PathWork:
                 draft.parts[name] = _left_alone(taken)
         doubtful: _NotOurs | None = None
         if cleanup:
-            digests = {self.digester.digest(item.fields) for item in wanted.values()}
             for name in [name for name in draft.parts if name not in wanted]:
                 try:
-                    await self._remove(name, draft, digests)
+                    await self._remove(name, draft, set(digests.values()))
                 except _NotOurs as found_there:
                     if draft.parts[name].digest is None or not self._can_tell(before):
                         # Nobody knows whose it is: kept in mind until a person has decided.
@@ -309,10 +323,11 @@ class PathWork:
         # Where secrets bear marks, what was adopted may be another sync's.
         return not part.owned and (self.sync.on_existing is not OnExisting.OVERWRITE or self.vault.capabilities.tags)
 
-    async def _put(self, name: str, item: Secret, before: ObjectState, draft: _Draft, found: _Found | None) -> None:
+    async def _put(
+        self, name: str, item: Secret, digest: str, before: ObjectState, draft: _Draft, found: _Found | None
+    ) -> None:
         """Make one name hold what it should. Raises Conflict when it is not as expected, `_NotOurs`, any VaultError."""
         part = draft.parts.get(name)
-        digest = self.digester.digest(item.fields)
         same_key = before.digest_key_id in (None, self.digester.key_id)
         expect: str | Expect = Expect.ANY
         if found is None and part is not None and part.digest is not None and not same_key:

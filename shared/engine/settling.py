@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -24,6 +24,8 @@ BATCH = 64
 CLAIM = timedelta(seconds=300)
 """Longer than a batch takes, quick tries and time-outs included. After a crash nobody else may touch its paths sooner,
 but for a process on the same machine that knows the holder to be dead."""
+_claims = itertools.count()
+"""What tells the claims of one process apart."""
 DOWN_AFTER = 5
 """Failures in a row after which the rest of a job is not even tried: the vault is down."""
 
@@ -90,7 +92,7 @@ class Settler:
                 replace(
                     noted,
                     status=ObjectStatus.PENDING,
-                    claim=f"{self._store.owner}:{uuid.uuid4().hex}",
+                    claim=f"{self._store.owner}:{next(_claims)}",
                     claim_expires_at=now + CLAIM,
                 )
             )

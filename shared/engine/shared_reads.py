@@ -24,7 +24,9 @@ from shared.model import Secret
 
 KEPT = 2.0
 """Seconds."""
-MOST = 500
+MOST = 2000
+LARGEST = 8 * 1024
+"""Secrets kept at once, and characters of each: no more than 16 MB of values lie about."""
 SKEW = timedelta(seconds=30)
 """What the clocks of two machines may differ by."""
 
@@ -87,6 +89,8 @@ class SharedReads:
                 del self._reads[key]
             raise
         mine.result.set_result(secret)
+        if not _is_small(secret) and self._reads.get(key) is mine:
+            del self._reads[key]
         return secret
 
     def _is_good(self, read: _Read, told: int, settled_at: datetime | None, now: float) -> bool:
@@ -103,3 +107,8 @@ class SharedReads:
             if len(self._reads) <= MOST and oldest.until >= now:
                 break
             self._reads.popitem(last=False)
+
+
+def _is_small(secret: Secret) -> bool:
+    values = secret.fields.values()
+    return all(isinstance(value, str) for value in values) and sum(map(len, values)) <= LARGEST

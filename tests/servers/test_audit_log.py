@@ -9,6 +9,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,19 @@ async def vault(request: pytest.FixtureRequest) -> AsyncIterator[AnyVault]:
         await real.fine("POST", f"sys/mounts/{path}", {"type": "kv", "options": {"version": version}})
     await asyncio.to_thread(own.wait_for_upgrade, "two")
     yield real
-    await real.without_devices()
     for path in (await real.fine("GET", "sys/mounts"))["data"]:
         if path in ("two/", "one/", "moved/"):
             await real.fine("DELETE", f"sys/mounts/{path}")
+
+
+@asynccontextmanager
+async def listening(vault: AnyVault, kind: Kind) -> AsyncIterator[Sink]:
+    """A listener whose devices are gone before it is: a device that is left alone would stop the server."""
+    async with Sink(kind) as sink:
+        try:
+            yield sink
+        finally:
+            await vault.without_devices()
 
 
 async def told(vault: AnyVault, sink: Sink) -> list[dict[str, Any]]:
@@ -154,7 +164,7 @@ ROWS: dict[str, tuple[list[Step], Step, list[Any]]] = {
 @pytest.mark.parametrize("row", ROWS)
 async def test_what_a_person_does_is_noticed_as_it_should_be(vault: AnyVault, row: str) -> None:
     before, action, expected = ROWS[row]
-    async with Sink("tcp") as sink:
+    async with listening(vault, "tcp") as sink:
         for method, path, body in before:
             await vault.fine(method, path, body)
         await vault.enable("t", "socket", **sink.options)
@@ -166,29 +176,26 @@ async def test_what_a_person_does_is_noticed_as_it_should_be(vault: AnyVault, ro
             kinds = [entry["type"] for entry in entries]
             assert kinds == ["request", "response"]
             assert entries[0]["request"]["id"] == entries[1]["request"]["id"]
-        await vault.without_devices()
 
 
 async def test_a_write_whose_answer_is_wrapped_tells_no_version(vault: AnyVault) -> None:
-    async with Sink("tcp") as sink:
+    async with listening(vault, "tcp") as sink:
         await vault.fine(*V1)
         await vault.enable("t", "socket", **sink.options)
         await told(vault, sink)
         await vault.fine(*V2, headers={"X-Vault-Wrap-TTL": "60s"})
         assert set(notices(await told(vault, sink))) == {change("two/data/a/b")}
-        await vault.without_devices()
 
 
 async def test_a_denied_write_is_not_noticed(vault: AnyVault) -> None:
     answer = await vault.fine("POST", "auth/token/create", {"policies": ["default"]})
-    async with Sink("tcp") as sink:
+    async with listening(vault, "tcp") as sink:
         await vault.enable("t", "socket", **sink.options)
         await told(vault, sink)
         for token in (answer["auth"]["client_token"], "hvs.nonsense"):
             status, _ = await vault.call(*V1, token=token)
             assert status == 403
         assert notices(await told(vault, sink)) == []
-        await vault.without_devices()
 
 
 NAMES = {
@@ -202,7 +209,7 @@ NAMES = {
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_names_arrive_letter_by_letter_over_each_kind_of_socket(vault: AnyVault, kind: Kind) -> None:
-    async with Sink(kind) as sink:
+    async with listening(vault, kind) as sink:
         await vault.enable("t", "socket", **sink.options)
         await told(vault, sink)
         for sent, name in NAMES.values():
@@ -211,11 +218,10 @@ async def test_names_arrive_letter_by_letter_over_each_kind_of_socket(vault: Any
             await vault.fine("DELETE", f"two/metadata/{sent}")
             expected = [f"two/data/{name}", f"one/{name}", f"two/metadata/{name}"]
             assert notices(await told(vault, sink)) == [change(path) for path in expected]
-        await vault.without_devices()
 
 
 async def test_a_path_that_leaves_its_place_is_no_secrets(vault: AnyVault) -> None:
-    async with Sink("tcp") as sink:
+    async with listening(vault, "tcp") as sink:
         await vault.enable("t", "socket", **sink.options)
         await told(vault, sink)
         await vault.call("POST", "two/data/a/%2e%2e/%2e%2e/other", {"data": {"v": "1"}})
@@ -224,12 +230,11 @@ async def test_a_path_that_leaves_its_place_is_no_secrets(vault: AnyVault) -> No
                 assert project(entry) is None
             except Unreadable:
                 assert ".." in entry["request"]["path"]
-        await vault.without_devices()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_each_entry_is_one_line_and_enabling_sends_one_of_its_own(vault: AnyVault, kind: Kind) -> None:
-    async with Sink(kind) as sink:
+    async with listening(vault, kind) as sink:
         await vault.enable("t", "socket", **sink.options)
         first = read_line(await sink.line())
         assert (first["type"], first["request"]["path"]) == ("request", "sys/audit/test")
@@ -240,14 +245,13 @@ async def test_each_entry_is_one_line_and_enabling_sends_one_of_its_own(vault: A
         assert found == [change(f"two/data/n{n}") for n in range(50)]
         assert sink.connections == (0 if kind == "udp" else 1)
         assert all(each.endswith(b"}\n") and each.count(b"\n") == 1 for each in sink.datagrams)
-        await vault.without_devices()
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 async def test_after_a_clean_reconnect_nothing_is_lost_and_what_was_logged_meanwhile_never_comes(
     vault: AnyVault, kind: Kind, tmp_path: Path
 ) -> None:
-    async with Sink(kind) as sink:
+    async with listening(vault, kind) as sink:
         # Beside another device, or Vault would stop answering.
         await vault.enable("f", "file", file_path=str(tmp_path / "log"))
         await vault.enable("t", "socket", **sink.options)
@@ -260,13 +264,12 @@ async def test_after_a_clean_reconnect_nothing_is_lost_and_what_was_logged_meanw
         found = notices(await told(vault, sink))
         assert found[-1] == change("two/data/back")
         assert change("two/data/away1") not in found
-        await vault.without_devices()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_with_raw_logging_no_value_is_left_in_what_the_relay_keeps(vault: AnyVault, kind: Kind) -> None:
     canary = f"canary-{secrets.token_hex(8)}"
-    async with Sink(kind) as sink:
+    async with listening(vault, kind) as sink:
         await vault.enable("t", "socket", **sink.options, log_raw="true")
         await told(vault, sink)
         await vault.fine("POST", "two/data/a", {"data": {"password": canary, "n": 31337_31337}})
@@ -286,36 +289,102 @@ async def test_with_raw_logging_no_value_is_left_in_what_the_relay_keeps(vault: 
         kept = repr(found) + json.dumps([to_record(notice) for notice in found])
         assert canary not in kept
         assert "3133731337" not in kept
-        await vault.without_devices()
 
 
 async def test_a_number_in_an_answer_is_in_the_clear_and_dropped(vault: AnyVault) -> None:
-    async with Sink("tcp") as sink:
+    async with listening(vault, "tcp") as sink:
         await vault.enable("t", "socket", **sink.options)
         await vault.fine("POST", "two/data/a", {"data": {"pin": 31337_31337}})
         await vault.fine("GET", "two/data/a")
         entries = await told(vault, sink)
         assert "3133731337" in json.dumps(entries)
         assert notices(entries) == [change("two/data/a")]
-        await vault.without_devices()
 
 
 @pytest.mark.parametrize("prefix", ["ferry: ", "@cee:", "\u00fc "])
 async def test_a_prefix_before_each_line_is_looked_past(vault: AnyVault, prefix: str) -> None:
-    async with Sink("tcp") as sink:
+    async with listening(vault, "tcp") as sink:
         await vault.enable("t", "socket", **sink.options, prefix=prefix)
         assert (await sink.line()).startswith(prefix.encode())
         await vault.fine(*V1)
         assert notices(await told(vault, sink)) == [change("two/data/a/b")]
-        await vault.without_devices()
 
 
 async def test_the_order_of_entries_is_not_that_of_versions_so_a_notice_says_its_own(vault: AnyVault) -> None:
-    async with Sink("tcp") as sink:
+    async with listening(vault, "tcp") as sink:
         await vault.fine(*V1)
         await vault.enable("t", "socket", **sink.options)
         await told(vault, sink)
         await asyncio.gather(*(vault.fine(*V2) for _ in range(40)))
         found = notices(await told(vault, sink))
         assert sorted(notice.version for notice in found) == list(range(2, 42))
-        await vault.without_devices()
+
+
+async def test_what_is_hashed_and_what_is_in_the_clear(vault: AnyVault) -> None:
+    async with listening(vault, "tcp") as sink:
+        await vault.enable("t", "socket", **sink.options)
+        await told(vault, sink)
+        await vault.fine(
+            "POST", "two/data/a", {"data": {"s": "x", "n": 7, "b": True, "z": None}, "options": {"cas": 0}}
+        )
+        request, response = await told(vault, sink)
+        given = request["request"]["data"]
+        assert given == response["request"]["data"]
+        assert all(value.startswith("hmac-sha256:") for value in (given["data"]["s"], given["data"]["n"]))
+        assert given["options"]["cas"].startswith("hmac-sha256:")
+        assert (given["data"]["b"], given["data"]["z"]) == (True, None)
+        answer = response["response"]["data"]
+        assert (answer["version"], answer["destroyed"]) == (1, False)
+        assert answer["created_time"].startswith("hmac-sha256:")
+
+        await vault.fine("POST", "two/destroy/a", {"versions": [1]})
+        request, response = await told(vault, sink)
+        assert all(value.startswith("hmac-sha256:") for value in request["request"]["data"]["versions"])
+        assert "response" not in response
+
+
+async def test_a_tuned_mount_tells_versions_and_times_in_the_clear(vault: AnyVault) -> None:
+    tuning = {"audit_non_hmac_request_keys": ["versions"], "audit_non_hmac_response_keys": ["created_time"]}
+    await vault.fine("POST", "sys/mounts/two/tune", tuning)
+    async with listening(vault, "tcp") as sink:
+        await vault.enable("t", "socket", **sink.options)
+        await told(vault, sink)
+        await vault.fine(*V1)
+        _, response = await told(vault, sink)
+        assert response["response"]["data"]["created_time"].startswith("20")
+        await vault.fine("POST", "two/destroy/a/b", {"versions": [1]})
+        request, _ = await told(vault, sink)
+        assert [str(each) for each in request["request"]["data"]["versions"]] == ["1"]
+
+
+async def test_over_udp_large_entries_are_lost_without_a_word_beside_another_device(
+    vault: AnyVault, tmp_path: Path
+) -> None:
+    async with listening(vault, "udp") as sink:
+        await vault.enable("f", "file", file_path=str(tmp_path / "log"))
+        await vault.enable("t", "socket", **sink.options)
+        await told(vault, sink)
+        large = {f"field {n}": "v" for n in range(1000)}
+        await vault.fine("POST", "two/data/large", {"data": large})
+        await vault.fine("POST", "two/data/small", {"data": {"v": "1"}})
+        assert notices(await told(vault, sink)) == [change("two/data/small")]
+        assert "two/data/large" in await asyncio.to_thread((tmp_path / "log").read_text)
+
+
+async def test_over_tcp_entries_of_any_size_arrive_whole(vault: AnyVault) -> None:
+    async with listening(vault, "tcp") as sink:
+        await vault.enable("t", "socket", **sink.options)
+        await told(vault, sink)
+        await vault.fine("POST", "two/data/large", {"data": {f"field {n}": "v" for n in range(5000)}})
+        entries = await told(vault, sink)
+        assert notices(entries) == [change("two/data/large")]
+        assert len(json.dumps(entries[1])) > 300_000
+
+
+async def test_over_udp_nobody_has_to_listen(vault: AnyVault) -> None:
+    async with listening(vault, "udp") as sink:
+        options = sink.options
+        await sink.hang_up()
+        await vault.enable("t", "socket", **options)
+        for _ in range(5):
+            await vault.fine(*V1)

@@ -165,6 +165,22 @@ class Person:
         opened: dict[str, Any] = _open({each: value for each, value in item.body.items() if each != "key"}, key)
         return opened
 
+    def resealed(self, item: Item, **changes: Any) -> dict[str, Any]:
+        """The request that saves an item with other texts at its top (name, notes), as a client would send it."""
+        body = item.body
+        key = self.user_key if item.organization_id is None else self.organization_key(item.organization_id)
+        key = key if body["key"] is None else crypto.unwrap(body["key"], key)
+        own = {1: "login", 2: "secureNote"}[body["type"]]
+        sent = {each: value for each, value in body.items() if each != "data"}
+        return {
+            **sent,
+            own: body["data"],
+            **seal(changes, key),
+            "organizationId": item.organization_id,
+            "folderId": item.folders.get(self.account.id),
+            "encryptedFor": self.account.id,
+        }
+
     def items(self) -> dict[str, Item]:
         """What this person sees outside the trash, by decrypted name."""
         seen = self.state.visible_items(self.account)

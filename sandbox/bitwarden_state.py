@@ -453,7 +453,6 @@ def item_document(state: State, item: Item, account: Account) -> dict[str, Any]:
     if body["type"] == 1:
         uris = own.get("uris") or []
         own["uri"] = uris[0].get("uri") if uris else None
-    plain = {key: body[key] for key in ("name", "notes", "fields", "passwordHistory")}
     return {
         "object": "cipherDetails",
         "id": item.id,
@@ -468,9 +467,8 @@ def item_document(state: State, item: Item, account: Account) -> dict[str, Any]:
         "attachments": [dict(each) for each in item.attachments] or None,
         "organizationUseTotp": True,
         "collectionIds": sorted(item.collections),
-        **plain,
-        "data": {**own, **plain},
-        **dict.fromkeys(_TYPES.values()),
+        **{key: body[key] for key in ("name", "notes", "fields", "passwordHistory")},
+        **dict.fromkeys((*_TYPES.values(), "bankAccount", "driversLicense", "passport")),
         _TYPES[body["type"]]: own,
         "folderId": item.folders.get(account.id),
         "favorite": account.id in item.favorites,

@@ -26,10 +26,12 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
 ENVIRONMENT = dict.fromkeys(
     (
         "VAULT_TOKEN", "ROLE_ID", "SECRET_ID", "IDENTITY_CLIENT_ID", "CHINA_TENANT_ID", "CHINA_CLIENT_ID",
-        "CHINA_CLIENT_SECRET", "BRANCH_JWT", "BACKUP_KEY",
+        "CHINA_CLIENT_SECRET", "BRANCH_JWT", "BACKUP_KEY", "DOPPLER_TOKEN", "DOPPLER_PROJECT", "DOPPLER_CONFIG",
+        "INFISICAL_TOKEN", "INFISICAL_PROJECT", "INFISICAL_ENVIRONMENT", "GITLAB_TOKEN", "GITLAB_PROJECT",
+        "OP_CONNECT_TOKEN", "OP_VAULT",
     ),
     "a value from the environment",
-)  # fmt: skip
+) | {"VAULT_ADDR": "https://vault.example:8200", "OP_CONNECT_HOST": "https://connect.example"}  # fmt: skip
 VAULTS = """\
 vaults:
   hub: {kind: azure_key_vault, url: https://hub.vault.azure.net}

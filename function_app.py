@@ -58,6 +58,9 @@ def _add_events(registered: func.FunctionApp, lazy_app: LazyApp, found: Outline)
         _add_queue(registered, lazy_app, name, queue)
         # Not behind the other name: a vault may be called "poison".
         _add_poison(registered, lazy_app, f"poison_{name}", queue + jobs.POISON_SUFFIX)
+    _add_event_grid(registered, lazy_app, "events", jobs.EVENTS_QUEUE)
+    # Again, until it succeeds: what is lost here would wait for the schedule.
+    _add_event_grid(registered, lazy_app, "poison_events", jobs.EVENTS_QUEUE + jobs.POISON_SUFFIX)
 
 
 def _add_route(registered: func.FunctionApp, lazy_app: LazyApp, route: Route) -> None:
@@ -123,6 +126,23 @@ def _add_poison(registered: func.FunctionApp, lazy_app: LazyApp, name: str, queu
 
     bound = registered.queue_trigger(arg_name="msg", queue_name=queue, connection=CONNECTION)(handle)
     registered.function_name(_word(name))(bound)
+
+
+def _add_event_grid(registered: func.FunctionApp, lazy_app: LazyApp, name: str, queue: str) -> None:
+    """What Event Grid delivers to a storage queue, in base64 as `messageEncoding` in host.json expects it."""
+
+    async def handle(msg: func.QueueMessage, context: func.Context) -> None:
+        async def take() -> None:
+            from shared import intake
+
+            body = msg.get_body().decode(errors="replace")
+            if app := await _app_or_later(lazy_app, queue, body):
+                await intake.event_grid(app, body)
+
+        await _run(context, lazy_app, take)
+
+    bound = registered.queue_trigger(arg_name="msg", queue_name=queue, connection=CONNECTION)(handle)
+    registered.function_name(name)(bound)
 
 
 def _word(text: str) -> str:

@@ -419,6 +419,21 @@ async def approve_run(apps: Apps, request: Request) -> Response:
     return _begun(await app.engine.runs.approve(request.route_params.get("run_id", "")))
 
 
+# --- what others tell of ------------------------------------------------------------------------------------------
+
+
+async def post_audit(apps: Apps, request: Request) -> Response:
+    from shared import intake
+
+    return json_response(asdict(await intake.audit(await apps.get(), request)), 202)
+
+
+async def post_events(apps: Apps, request: Request) -> Response:
+    from shared import intake
+
+    return json_response(asdict(await intake.events(await apps.get(), request)), 202)
+
+
 # --- the app itself -----------------------------------------------------------------------------------------------
 
 
@@ -474,4 +489,6 @@ ROUTES = (
     Route("run", "GET", "runs/{run_id}", get_run),
     Route("cancel", "POST", "runs/{run_id}/cancel", cancel_run),
     Route("approve", "POST", "runs/{run_id}/approve", approve_run),
+    Route("audit", "POST", "audit", post_audit),
+    Route("events", "POST", "events", post_events),
 )

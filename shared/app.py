@@ -35,6 +35,8 @@ log = logging.getLogger("vaultferry.app")
 STORE = "VAULTFERRY_STORE"
 DIGEST_KEY = "VAULTFERRY_DIGEST_KEY"
 MIN_KEY_LENGTH = 32
+AUDIT_SECRET = "VAULTFERRY_AUDIT_SECRET"  # noqa: S105 - the setting's name
+MIN_AUDIT_SECRET_LENGTH = 16
 DEFAULT_FILE = "vaultferry.db"
 POSTPONED = 60.0
 """Seconds until a job that met a broken configuration is looked at again."""
@@ -167,6 +169,22 @@ def _publish(draft: Path, path: Path) -> None:
             draft.rename(path)
 
 
+# --- the secret that signs audit entries --------------------------------------------------------------------------
+
+
+def audit_secrets(env: Mapping[str, str]) -> tuple[str, ...]:
+    """What POST /audit is signed with: none, one, or the new one and the old one. Raises ConfigError."""
+    found = tuple(secret.strip() for secret in env.get(AUDIT_SECRET, "").split(",") if secret.strip())
+    if len(found) > 2:
+        raise ConfigError(f"{AUDIT_SECRET} holds {len(found)} secrets; one, or a new and an old one are possible")
+    if any(len(secret) < MIN_AUDIT_SECRET_LENGTH for secret in found):
+        raise ConfigError(
+            f"{AUDIT_SECRET} is too short: each secret in it has at least {MIN_AUDIT_SECRET_LENGTH} characters "
+            "(such as `openssl rand -hex 32` gives)"
+        )
+    return found
+
+
 # --- vaults -------------------------------------------------------------------------------------------------------
 
 
@@ -237,6 +255,7 @@ class App:
 
         self.config = config
         self.clock = clock or utcnow
+        self.audit_secrets = audit_secrets(env)
         self._storage = storage(env, self.clock)
         self.store = self._storage.store
         self.queues = self._storage.queues

@@ -14,7 +14,7 @@ from typing import Any
 from shared.notices import AuditNotice, GapNotice
 
 CHANGING = frozenset({"create", "update", "patch", "delete"})
-KV_TYPES = frozenset({"kv", "generic"})
+KV_TYPES = ("kv", "generic")
 POLICY_PATHS = ("sys/policies/acl/", "sys/policy/")
 WHOLESALE = ("sys/remount", "sys/storage/raft/snapshot", "sys/storage/raft/snapshot-force")
 """What changes no secret in particular, and where many of them are."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, StrictBool
+from pydantic import Field, StrictBool, model_validator
 
 from shared.settings import Settings
 
@@ -18,3 +18,17 @@ class Execute(Settings):
 
 class Replay(Settings):
     path: str | None = Field(None, min_length=1, max_length=4096, description="Default: all that failed.")
+
+
+class Look(Settings):
+    """Something to look at: of one sync, or of all that read a vault."""
+
+    sync: str | None = Field(None, min_length=1, description="The path is below its source prefix.")
+    vault: str | None = Field(None, min_length=1, description="The path is the secret's full name in it.")
+    path: str = Field(min_length=1, max_length=4096)
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Look:
+        if (self.sync is None) == (self.vault is None):
+            raise ValueError("expected either `sync` or `vault`")
+        return self

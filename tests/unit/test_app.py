@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from shared import vaults
-from shared.app import VaultPool, digest_key, store_file, vault_address
+from shared.app import VaultPool, audit_secrets, digest_key, store_file, vault_address
 from shared.config.build import parse
 from shared.errors import ConfigError, Unavailable
 from tests.memory_vault import MemoryVault
@@ -204,3 +204,28 @@ vaults:
     assert len(set(addresses.values())) == len(addresses) == 4
     assert all(addresses.values())
     assert CANARY not in str(addresses)
+
+
+# --- the secret that signs audit entries --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ("", ()),
+        (" , ", ()),
+        ("n" * 16, ("n" * 16,)),
+        (f" {'n' * 32} ,{'o' * 16},", ("n" * 32, "o" * 16)),
+    ],
+)
+def test_audit_entries_are_signed_with_one_secret_or_two(given: str, found: tuple[str, ...]) -> None:
+    assert audit_secrets({"VAULTFERRY_AUDIT_SECRET": given}) == found
+    assert audit_secrets({}) == ()
+
+
+@pytest.mark.parametrize("given", ["short", f"{'n' * 32},short", ",".join(["n" * 32] * 3)])
+def test_a_weak_audit_secret_is_refused_without_being_repeated(given: str) -> None:
+    with pytest.raises(ConfigError, match="VAULTFERRY_AUDIT_SECRET") as caught:
+        audit_secrets({"VAULTFERRY_AUDIT_SECRET": given})
+    assert "short" not in str(caught.value).replace("too short", "")
+    assert "n" * 32 not in str(caught.value)

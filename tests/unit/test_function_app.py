@@ -24,10 +24,10 @@ from azure.functions.timer import TimerRequest
 import function_app
 from shared import jobs
 from shared.app import LazyApp
-from shared.errors import SyncError
+from shared.errors import StoreError, SyncError
 from shared.host import HostedFunction, http_app, read_functions
 from shared.host_settings import HostSettings
-from shared.jobs import PlanJob, WriteJob
+from shared.jobs import EventJob, PlanJob, WriteJob
 from shared.model import Chunk, Op, Progress, Run, RunStatus
 from tests.unit.apps import environment, seed, write_config
 
@@ -75,6 +75,8 @@ def test_a_configuration_registers_its_timers_its_queues_and_every_route(tmp_pat
         "poison_write_x": ("vaultferry-to-x-poison", "AzureWebJobsStorage"),
         "write_poison_x": ("vaultferry-to-poison-x", "AzureWebJobsStorage"),
         "poison_write_poison_x": ("vaultferry-to-poison-x-poison", "AzureWebJobsStorage"),
+        "events": ("vaultferry-events", "AzureWebJobsStorage"),
+        "poison_events": ("vaultferry-events-poison", "AzureWebJobsStorage"),
     }
     routes = {
         (t["methods"][0].value, t["route"], t["authLevel"].value)
@@ -97,6 +99,8 @@ def test_a_configuration_registers_its_timers_its_queues_and_every_route(tmp_pat
         ("GET", "runs/{run_id}", "function"),
         ("POST", "runs/{run_id}/cancel", "function"),
         ("POST", "runs/{run_id}/approve", "function"),
+        ("POST", "audit", "function"),
+        ("POST", "events", "function"),
     }
 
 
@@ -296,6 +300,61 @@ async def test_a_job_waits_while_the_configuration_is_broken(tmp_path: Path) -> 
         queues = (await lazy.get()).queues
         assert [await queues.depth(name) for name in (jobs.PLAN_QUEUE, "vaultferry-to-x-poison")] == [1, 1]
         assert await bodies(lazy, jobs.PLAN_QUEUE) == []
+    finally:
+        await lazy.aclose()
+
+
+GRID = """
+vaults:
+  grid: {{kind: azure_key_vault, url: "https://contoso.vault.azure.net"}}
+  x: {{kind: file, path: "{folder}/x.vault", key: "${{KEY}}"}}
+syncs:
+  s: {{source: {{vault: grid}}, targets: [{{vault: x}}]}}
+"""
+EVENT = {
+    "eventType": "Microsoft.KeyVault.SecretNewVersionCreated",
+    "data": {"Id": "https://contoso.vault.azure.net/secrets/db/ee059b2b", "VaultName": "contoso", "ObjectName": "db"},
+}
+
+
+@pytest.mark.parametrize("name", ["events", "poison_events"])
+async def test_an_event_of_event_grid_becomes_a_job(tmp_path: Path, name: str) -> None:
+    lazy, functions = registered(tmp_path, GRID)
+    try:
+        for body in ("hello", "[3]", json.dumps(EVENT | {"eventType": "Microsoft.KeyVault.SecretExpired"})):
+            await functions[name].event(message(body), time_limit=10)
+        await functions[name].event(message(json.dumps([EVENT])), time_limit=10)
+        (body,) = await bodies(lazy, jobs.write_queue("x"))
+    finally:
+        await lazy.aclose()
+    job = jobs.decode(body)
+    assert isinstance(job, EventJob)
+    assert (job.sync, job.target, job.hints) == ("s", "x", (("db", "ee059b2b"),))
+
+
+async def test_an_event_of_event_grid_comes_again_when_it_can_not_be_queued(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lazy, functions = registered(tmp_path, GRID)
+
+    async def refuse(*_: Any, **__: Any) -> None:
+        raise StoreError("the disk is full")
+
+    try:
+        monkeypatch.setattr((await lazy.get()).queues, "send", refuse)
+        for name in ("events", "poison_events"):
+            with pytest.raises(StoreError):
+                await functions[name].event(message(json.dumps(EVENT)), time_limit=10)
+    finally:
+        await lazy.aclose()
+
+
+async def test_an_event_of_event_grid_waits_while_the_configuration_is_broken(tmp_path: Path) -> None:
+    lazy, functions = registered(tmp_path, GRID.replace("kind: file, path", "kind: file, paht"))
+    await functions["events"].event(message(json.dumps(EVENT)), time_limit=10)
+    write_config(tmp_path, GRID)
+    try:
+        assert await (await lazy.get()).queues.depth(jobs.EVENTS_QUEUE) == 1
     finally:
         await lazy.aclose()
 

@@ -149,9 +149,14 @@ class Audit:
 
     def __init__(self) -> None:
         self.devices: dict[str, Device] = {}
+        self.by_api = True
+        """False: as OpenBao 2.3.2, which takes devices from its configuration file only."""
 
     async def enable(self, device: Device, test_entry: dict[str, Any]) -> None:
         """Add a device that has taken a test entry. Raises VaultError."""
+        if not self.by_api:
+            instead = "use declarative, config-based audit device management instead"
+            raise VaultError(400, f"cannot enable audit device via API; {instead}")
         if device.path in self.devices:
             raise VaultError(400, "path already in use: invalid configuration")
         try:

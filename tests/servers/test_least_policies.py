@@ -16,17 +16,15 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from typer.testing import CliRunner
 
 from sandbox.vault import VaultSandbox
 from sandbox.vault_acl import Rule, parse_policy
 from shared.app import App
-from shared.cli import app as commands
 from shared.cli.configuring import uses
 from shared.config.build import parse
 from shared.errors import ConfigError
 from shared.model import Granularity, Source, Sync, Target
-from shared.vaults.hashicorp import Settings
+from shared.vaults.hashicorp import Settings, least_policy
 from shared.vaults.hashicorp.least_policies import policy
 from tests.integration.conftest import run_sync
 from tests.servers import processes
@@ -128,14 +126,14 @@ syncs:
     retry_policy: {{max_retries: 0}}
 """
 
-    async def policies(self, folder: Path) -> dict[str, str]:
-        """As the command prints them, for whoever has every permission."""
-        (folder / "policies.yaml").write_text(self.text, "utf-8")
-        env = {"HUB": self.hub.token, "SECOND": self.second.token}
-        arguments = ["setup", "hub", "--print-policy", "--json", "-c", str(folder / "policies.yaml")]
-        ended = await asyncio.to_thread(lambda: CliRunner().invoke(commands, arguments, env=env))
-        assert ended.exit_code == 0, ended.stderr
-        return {each["vault"]: each["policy"] for each in json.loads(ended.stdout)["policies"]}
+    async def policies(self) -> dict[str, str]:
+        """As they are told to whoever has every permission."""
+        config = parse(self.text.encode(), {"HUB": self.hub.token, "SECOND": self.second.token}, "test.yaml")
+        told = {}
+        for vault_id, settings in config.vaults.items():
+            assert isinstance(settings, Settings)
+            told[vault_id] = await least_policy(vault_id, settings, list(config.syncs.values()))
+        return told
 
     async def grant(self, texts: Mapping[str, str], *, default: bool = False) -> dict[str, str]:
         """New tokens with these policies and no more, by the name of the variable that the configuration reads."""
@@ -233,7 +231,7 @@ async def test_a_whole_life_under_exactly_the_printed_policies(
     where: str, case: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     async with two_vaults(request, where, CASES[case]) as two:
-        texts = await two.policies(tmp_path)
+        texts = await two.policies()
         assert set(texts) == {"hub", "second"}
         async with two.app(await two.grant(texts), tmp_path) as app:
             await life(two, app)
@@ -264,7 +262,7 @@ async def test_every_capability_in_them_is_needed(
     where: str, case: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     async with two_vaults(request, where, CASES[case]) as two:
-        texts = await two.policies(tmp_path)
+        texts = await two.policies()
     needless = []
     for side, text in texts.items():
         rules = parse_policy(text)

@@ -60,8 +60,9 @@ async def vault(request: pytest.FixtureRequest) -> AsyncIterator[AnyVault]:
     await real.without_devices()
 
 
-@pytest.fixture
-def here(vault: AnyVault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
+@pytest.fixture(autouse=True)
+def at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """In a folder of one's own, without what the machine's owner has set; and the loggers as they were."""
     monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
         if name.startswith(("VAULT", "AZURE", "AzureWeb")):
@@ -69,13 +70,18 @@ def here(vault: AnyVault, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     loggers = (logging.root, logging.getLogger("vaultferry"))
     before = [(logger, logger.level, list(logger.handlers), logger.propagate) for logger in loggers]
     raising = logging.raiseExceptions
-    folder = Here(tmp_path, {"TOKEN": vault.token})
-    folder.configure(CONFIG.format(url=vault.url))
-    yield folder
+    yield
     for logger, level, handlers, propagate in before:
         logger.setLevel(level)
         logger.handlers, logger.propagate = handlers, propagate
     logging.raiseExceptions = raising
+
+
+@pytest.fixture
+def here(vault: AnyVault, tmp_path: Path) -> Here:
+    folder = Here(tmp_path, {"TOKEN": vault.token})
+    folder.configure(CONFIG.format(url=vault.url))
+    return folder
 
 
 @pytest.fixture
@@ -247,6 +253,20 @@ async def test_a_vault_that_its_dead_device_has_stopped_is_told_as_such(vault: A
         await vault.without_devices()
 
 
+async def test_openbao_wants_its_devices_in_a_file_and_is_given_what_to_write(tmp_path: Path) -> None:
+    async with VaultSandbox() as server:
+        folder = Here(tmp_path, {"TOKEN": server.root_token})
+        folder.configure(CONFIG.format(url=server.url))
+        await AnyVault("sandbox", server.url, server.root_token).enable("log", "file", file_path=str(tmp_path / "log"))
+        server.audit.by_api = False
+        ended = await folder.setup("hub", "--address", "10.0.0.5:1269")
+    assert ended.code == 1
+    assert ended.err.endswith(
+        "Write this into the server's configuration, and send the server a SIGHUP: "
+        'audit "socket" "vaultferry" { options { address = "10.0.0.5:1269", socket_type = "tcp" } }\n'
+    )
+
+
 WRONG: dict[str, tuple[list[str], str]] = {
     "no port": (["hub", "--address", "relay.example"], "expected --address HOST:PORT"),
     "a port that is none": (["hub", "--address", "relay.example:70000"], "expected --address HOST:PORT"),
@@ -266,8 +286,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
 
 
 @pytest.fixture
-def wrong_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[str]], Ended]:
-    monkeypatch.chdir(tmp_path)
+def wrong_use(tmp_path: Path) -> Callable[[list[str]], Ended]:
     folder = Here(tmp_path, {"TOKEN": "hvs.x"})
     folder.configure(CONFIG.format(url="http://127.0.0.1:9"))
     return lambda arguments: folder.run("setup", *arguments)
@@ -290,17 +309,16 @@ syncs:
 """
 
 
-def offline(folder: Path, monkeypatch: pytest.MonkeyPatch, *, version: str = "") -> Here:
+def offline(folder: Path, *, version: str = "") -> Here:
     """A Vault that nobody can reach."""
-    monkeypatch.chdir(folder)
     here = Here(folder, {"TOKEN": "hvs.x"})
     text = CONFIG.format(url="http://127.0.0.1:9").replace("kind: hashicorp,", f"kind: hashicorp, {version}")
     here.configure(text + SYNC)
     return here
 
 
-def test_policies_are_printed_as_they_can_be_piped_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = offline(tmp_path, monkeypatch, version="kv_version: 2,").run("setup", "hub", "--print-policy")
+def test_policies_are_printed_as_they_can_be_piped_on(tmp_path: Path) -> None:
+    ended = offline(tmp_path, version="kv_version: 2,").run("setup", "hub", "--print-policy")
     assert (ended.code, ended.err) == (0, "")
     assert ended.out == (
         "# What Vaultferry needs in hub (http://127.0.0.1:9).\n"
@@ -321,7 +339,7 @@ def test_policies_are_printed_as_they_can_be_piped_on(tmp_path: Path, monkeypatc
     )
 
 
-def test_a_version_that_can_not_be_asked_for_may_be_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = offline(tmp_path, monkeypatch).run("setup", "hub", "--print-policy")
+def test_a_version_that_can_not_be_asked_for_may_be_configured(tmp_path: Path) -> None:
+    ended = offline(tmp_path).run("setup", "hub", "--print-policy")
     assert ended.code == 1
     assert "with `kv_version: 1` or `2` in the configuration, its policy can be told without asking" in ended.err

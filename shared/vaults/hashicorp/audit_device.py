@@ -7,6 +7,7 @@ API: https://developer.hashicorp.com/vault/api-docs/system/audit
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -171,6 +172,11 @@ def _why(device: Device, reason: str, vault_id: str) -> str:
     said = f"Vault {vault_id} does not take the device {device.path} ({reason})"
     if "already in use" in reason:
         return f"{said}: something is there already; without --address, setup shows what"
+    if "via API" in reason:
+        # OpenBao 2.3.2 and newer: https://openbao.org/docs/configuration/audit
+        options = ", ".join(f"{key} = {json.dumps(value)}" for key, value in device.options.items())
+        stanza = f'audit "{device.type}" "{device.path.rstrip("/")}" {{ options {{ {options} }} }}'
+        return f"{said}. Write this into the server's configuration, and send the server a SIGHUP: {stanza}"
     if device.type != "socket":
         return f"{said}: can Vault's own user write there, on Vault's own machine?"
     if "test message" in reason:

@@ -54,6 +54,7 @@ class _Came(Results):
     """Why a run must look at the whole sync."""
 
 
+_Todo: TypeAlias = tuple[ObjectState, tuple[Part, ...]]
 _Read: TypeAlias = Secret | VaultError | Settled | None
 
 
@@ -132,9 +133,9 @@ class EventWriter:
             elif not _is_old_news(work, state, hints[path]):
                 states.append(state)
         read = await asyncio.gather(*(self._read(work, job, state, came) for state in states), return_exceptions=True)
-        write: list[tuple[ObjectState, ObjectState]] = []
+        write: list[_Todo] = []
         early: dict[str, Wanted] = {}
-        delete: list[tuple[ObjectState, ObjectState]] = []
+        delete: list[_Todo] = []
         saves: list[Save] = []
         failed: list[ObjectState] = []
         errors: dict[str, VaultError] = {}
@@ -153,14 +154,14 @@ class EventWriter:
                         continue
                     if not _holds(work, state, wanted):
                         early[path] = wanted
-                        write.append((state, _about_to_be(work, state, wanted)))
+                        write.append((state, _intended(work, state, wanted)))
                     elif (settled := _settled_with(work, state, result)) is not None:
                         saves.append(Save(settled))
                 case None:
                     if hints[path] is not None and job.attempt < LAG_TRIES:
                         came.behind.append(path)
                     elif work.sync.delete.propagate and any(part.owned for part in state.parts):
-                        delete.append((state, state))
+                        delete.append((state, state.parts))
                 case Settled():
                     saves += [Save(result.state)] if result.state.revision is None else []
                 case VaultError():
@@ -220,7 +221,7 @@ class EventWriter:
     async def _write(
         self,
         work: PathWork,
-        write: Sequence[tuple[ObjectState, ObjectState]],
+        write: Sequence[_Todo],
         early: Mapping[str, Wanted],
         came: _Came,
     ) -> None:
@@ -232,7 +233,7 @@ class EventWriter:
 
         await self._settle(work, write, one, came)
 
-    async def _delete(self, work: PathWork, delete: Sequence[tuple[ObjectState, ObjectState]], came: _Came) -> None:
+    async def _delete(self, work: PathWork, delete: Sequence[_Todo], came: _Came) -> None:
         if not delete:
             return
         why = await self._window.reserve(work.sync, work.target.id, len(delete))
@@ -248,11 +249,11 @@ class EventWriter:
     async def _settle(
         self,
         work: PathWork,
-        todo: Sequence[tuple[ObjectState, ObjectState]],
+        todo: Sequence[_Todo],
         one: Callable[[Claimed], Awaitable[Settled | Later]],
         came: _Came,
     ) -> None:
-        await self._settler.settle(work, await self._settler.claim(todo, came), one, came)
+        await self._settler.settle(work, await self._settler.claim(work, todo, came), one, came)
         came.later.update((path, Later(busy=True)) for path in came.lost)
         came.lost.clear()
         for path in [path for path, why in came.later.items() if why.for_plan]:
@@ -327,10 +328,10 @@ def _settled_with(work: PathWork, state: ObjectState, secret: Secret) -> ObjectS
     return replace(state, source_version=version, source_fingerprint=fingerprint, last_sync_at=work.clock())
 
 
-def _about_to_be(work: PathWork, state: ObjectState, wanted: Wanted) -> ObjectState:
-    """The row with what is noted before it is written, where nothing of this path was ever there: the write itself
-    notices if something of somebody else's is."""
+def _intended(work: PathWork, state: ObjectState, wanted: Wanted) -> tuple[Part, ...]:
+    """The parts that are noted before a path is written. Where nothing of it was ever there, the write itself notices if
+    something of somebody else's is."""
     new = state.revision is None and work.attempt == 0 and work.vault.capabilities.compare_and_set
     if not new or work.mapper.by_field:
-        return state
-    return replace(state, parts=tuple(Part(name, intended=digest) for name, digest in wanted.digests.items()))
+        return state.parts
+    return tuple(Part(name, intended=digest) for name, digest in wanted.digests.items())

@@ -301,7 +301,7 @@ class PathWork:
             wanted = {**wanted, **{part.name: Secret({}) for part in draft.parts.values() if part.owned}}
         await self._release(state, draft)
         parts = tuple(draft.parts[name] for name in draft.parts if name in wanted)
-        settled = self._done(op, before, replace(state, parts=parts), draft)
+        settled = self._done(op, before, state, parts, draft)
         if doubtful is not None:
             return self._not_ours(before, settled.state, draft, doubtful)
         if skipped is not None:
@@ -611,9 +611,10 @@ class PathWork:
 
     # endings ------------------------------------------------------------------------------------------------------------
 
-    def _done(self, op: Op, before: ObjectState, state: ObjectState, draft: _Draft) -> Settled:
+    def _done(self, op: Op, before: ObjectState, state: ObjectState, parts: tuple[Part, ...], draft: _Draft) -> Settled:
         state = replace(
             state,
+            parts=parts,
             source_fingerprint=draft.source_fingerprint,
             source_version=draft.source.version if draft.source else None,
             digest_key_id=self.digester.key_id,

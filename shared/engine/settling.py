@@ -15,7 +15,7 @@ from shared.engine.runs import ATTEMPTS_TO_SAVE
 from shared.errors import StoreError, VaultError
 from shared.history import Save
 from shared.mapping import Mapper
-from shared.model import Action, Event, ObjectState, ObjectStatus, Outcome, Sync, Target
+from shared.model import Action, Event, ObjectState, ObjectStatus, Outcome, Part, Sync, Target
 
 log = logging.getLogger("vaultferry.writer")
 
@@ -82,29 +82,35 @@ class Settler:
             clock=self._in.clock,
         )
 
-    async def claim(self, todo: Sequence[tuple[ObjectState, ObjectState]], results: Results) -> list[Claimed]:
-        """Claim paths (each as it was read, and as it is to be noted). Whoever else was faster keeps theirs: busy."""
+    async def claim(
+        self, work: PathWork, todo: Sequence[tuple[ObjectState, tuple[Part, ...]]], results: Results
+    ) -> list[Claimed]:
+        """Claim paths: each as it was read, and the parts that are noted before anything is written. Whoever else was
+        faster keeps theirs: busy."""
         if not todo:
             return []
         now = self._in.clock()
-        saves = [
-            Save(
-                replace(
-                    noted,
-                    status=ObjectStatus.PENDING,
-                    claim=f"{self._store.owner}:{next(_claims)}",
-                    claim_expires_at=now + CLAIM,
-                )
+        saves = []
+        for before, parts in todo:
+            # A run's own account of a path is left alone by an event, for jobs of that run that come again.
+            of_run = (before.run_id, before.outcome) if work.by_event else (work.run_id, Outcome.OPEN)
+            claimed = replace(
+                before,
+                parts=parts,
+                status=ObjectStatus.PENDING,
+                run_id=of_run[0],
+                outcome=of_run[1],
+                claim=f"{self._store.owner}:{next(_claims)}",
+                claim_expires_at=now + CLAIM,
             )
-            for _, noted in todo
-        ]
-        claimed = []
+            saves.append(Save(claimed))
+        ours = []
         for (before, _), kept in zip(todo, await self._store.save_objects(saves), strict=True):
             if kept is None:
                 results.later[before.path] = Later(busy=True)
             else:
-                claimed.append(Claimed(before, kept))
-        return claimed
+                ours.append(Claimed(before, kept))
+        return ours
 
     async def settle(
         self,

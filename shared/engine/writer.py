@@ -19,7 +19,7 @@ from shared.engine.runs import ATTEMPTS_TO_SAVE, Runs
 from shared.engine.settling import BATCH, Claimed, Results, Settler
 from shared.errors import StoreError, VaultError
 from shared.jobs import WriteJob
-from shared.model import Chunk, ObjectState, ObjectStatus, Op, Outcome, Run, RunStatus, Sync, Target
+from shared.model import Chunk, ObjectState, ObjectStatus, Op, Outcome, Part, Run, RunStatus, Sync, Target
 from shared.pacing import counting
 
 log = logging.getLogger("vaultferry.writer")
@@ -110,7 +110,7 @@ class Writer:
         """Claim what nobody else works on; the rest is settled already, or busy."""
         now = self._in.clock()
         known = await self._store.get_objects(job.sync, job.target, paths)
-        todo: list[tuple[ObjectState, ObjectState]] = []
+        todo: list[tuple[ObjectState, tuple[Part, ...]]] = []
         for path in paths:
             state = known.get(path) or ObjectState(job.sync, job.target, path)
             if state.claim and state.claim_expires_at and state.claim_expires_at > now:
@@ -119,9 +119,8 @@ class Writer:
                 # This run has dealt with it, and died before it could say so.
                 results.outcomes[path] = state.outcome
             else:
-                parts = work.intended(chunk.op, state)
-                todo.append((state, replace(state, parts=parts, run_id=job.run, outcome=Outcome.OPEN)))
-        return await self._settler.claim(todo, results)
+                todo.append((state, work.intended(chunk.op, state)))
+        return await self._settler.claim(work, todo, results)
 
     # after -----------------------------------------------------------------------------------------------------------
 

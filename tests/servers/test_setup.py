@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from sandbox.faults import Fault, FaultKind
 from sandbox.vault import VaultSandbox
 from shared.cli import app as commands
 from tests.cli_world import Ended, Folder
@@ -251,6 +252,30 @@ async def test_a_vault_that_its_dead_device_has_stopped_is_told_as_such(vault: A
         await relay.listen()
         assert (await here.setup("hub")).code == 0
         await vault.without_devices()
+
+
+@pytest.mark.parametrize("kind", ["torn_before", "torn_after"])
+async def test_what_came_of_a_call_without_an_answer_is_looked_up(kind: FaultKind, tmp_path: Path) -> None:
+    async with VaultSandbox() as server, Sink("tcp") as relay:
+        vault = AnyVault("sandbox", server.url, server.root_token)
+        folder = Here(tmp_path, {"TOKEN": server.root_token})
+        folder.configure(CONFIG.format(url=server.url))
+        await vault.enable("log", "file", file_path=str(tmp_path / "log"))
+        done = kind == "torn_after"
+        for arguments, what in ((["--address", relay.address], "enabled"), (["--remove"], "removed")):
+            server.faults.add(Fault(kind, "audit", "sys/audit/vaultferry"))
+            ended = await folder.setup("hub", *arguments, "--json")
+            assert ended.code == (0 if done else 1)
+            assert ended.json.get("done") == ([f"{what} vaultferry/"] if done else None)
+            again = await folder.setup("hub", *arguments, "--json")
+            assert (again.code, again.json["done"]) == (0, [] if done else [f"{what} vaultferry/"])
+        assert list(await devices(vault)) == ["log/"]
+
+
+async def test_a_token_that_is_not_valid_is_told_as_such(here: Here) -> None:
+    here.env["TOKEN"] = "hvs.nonsense"
+    ended = await here.setup("hub")
+    assert (ended.code, "the token is not valid" in ended.err, "sys/audit" in ended.err) == (1, True, False)
 
 
 async def test_openbao_wants_its_devices_in_a_file_and_is_given_what_to_write(tmp_path: Path) -> None:

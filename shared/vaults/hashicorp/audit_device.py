@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.errors import AccessDenied, ConfigError, InvalidSecret, Refused, Unavailable, VaultError
-from shared.vaults.hashicorp.failures import Answer
+from shared.vaults.hashicorp.failures import Answer, Forbidden
 from shared.vaults.hashicorp.kv import KvVault
 from shared.vaults.hashicorp.settings import Settings
 
@@ -132,11 +132,21 @@ class AuditDevices:
             return
         except InvalidSecret as error:
             reason = error.message
+        except Unavailable as error:
+            if error.ambiguous and (device.path, device.place) in {
+                (each.path, each.place) for each in await self.found()
+            }:
+                return
+            raise
         raise Refused(_why(device, reason, self._id))
 
     async def disable(self, device: Device) -> None:
         """One that is gone already is no error. Raises AccessDenied, Unavailable."""
-        await self._call("delete", device.path)
+        try:
+            await self._call("delete", device.path)
+        except Unavailable as error:
+            if not error.ambiguous or device.path in {each.path for each in await self.found()}:
+                raise
 
     async def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Answer:
         adapter = self._vault.adapter
@@ -150,7 +160,7 @@ class AuditDevices:
         failure: VaultError
         try:
             return await self._vault.call(attempt, write=method != "get")
-        except AccessDenied as error:
+        except Forbidden as error:
             hint = f"audit devices want a token with {_NEEDED}"
             if self._settings.namespace:
                 hint += " in the root namespace"

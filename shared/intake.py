@@ -46,7 +46,7 @@ SECRET_CREATED = "Microsoft.KeyVault.SecretNewVersionCreated"  # noqa: S105
 
 TIMESTAMP, BATCH, SIGNATURE = "X-Vaultferry-Timestamp", "X-Vaultferry-Batch", "X-Vaultferry-Signature"
 
-_LARGE = 256 * 1024
+_LARGE = 64 * 1024
 """Bytes from which on reading a body would hold up everything else for too long."""
 _BATCH = re.compile(r"[!-~]{1,100}")
 _SECONDS = re.compile(r"0|[1-9][0-9]{0,11}")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
+import os
+import re
+import shutil
 import time
 import zlib
 from collections.abc import Mapping
@@ -14,7 +18,7 @@ import pytest
 
 from shared.signing import sign
 from tests.integration.conftest import Sandbox
-from tests.integration.test_serve import KEY, Served, serving, until
+from tests.integration.test_serve import KEY, ROOT, Served, serving, until
 
 NEW, OLD = "the-new-secret-that-signs", "the-old-secret-that-signs"
 ENV = {"VAULTFERRY_AUDIT_SECRET": f"{NEW},{OLD}"}
@@ -147,3 +151,23 @@ async def test_each_request_that_is_not_in_order_is_refused(sandbox: Sandbox) ->
     assert code == 0, log
     assert NEW not in log
     assert OLD not in log
+
+
+@pytest.mark.skipif(not all(map(shutil.which, ("bash", "curl", "gzip", "openssl"))), reason="the example needs them")
+async def test_the_example_in_the_docs_is_taken(sandbox: Sandbox) -> None:
+    sandbox.source.put("secret", "apps/a", {"value": "1"})
+    (sandbox.folder / "audit.log").write_bytes(line("data/apps/a", "create") + b"\n")
+    (example,) = re.findall(r"```bash\n(gzip .*?)```", (ROOT / "docs" / "events.md").read_text(), re.DOTALL)
+    async with serving(sandbox, SYNC, env=ENV) as served:
+        env = {**os.environ, "URL": str(served.client.base_url).rstrip("/"), "VAULTFERRY_API_KEY": KEY}
+        process = await asyncio.create_subprocess_exec(
+            *("bash", "-eu", "-o", "pipefail", "-c", example),
+            cwd=sandbox.folder,
+            env=env | {"VAULTFERRY_AUDIT_SECRET": NEW, "no_proxy": "*"},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        answer, told = await process.communicate()
+        assert process.returncode == 0, told.decode()
+        assert json.loads(answer) == {"accepted": 1, "ignored": 0, "duplicate": 0, "invalid": 0}
+        await arrived(sandbox, "a", "1")

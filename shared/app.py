@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import ConfigError
+from shared.references import WHAT_TO_DO, is_unresolved
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -107,6 +108,8 @@ def storage(env: Mapping[str, str], clock: Callable[[], datetime]) -> Storage:
 def digest_key(env: Mapping[str, str]) -> str:
     """The key of all digests: from the environment, or kept beside the SQLite file. Raises ConfigError."""
     if given := env.get(DIGEST_KEY, ""):
+        if is_unresolved(given):
+            raise ConfigError(f"the Key Vault reference in {DIGEST_KEY} does not resolve: {WHAT_TO_DO}")
         if len(given) < MIN_KEY_LENGTH:
             raise ConfigError(f"{DIGEST_KEY} has {len(given)} characters; at least {MIN_KEY_LENGTH} are needed")
         return given
@@ -175,6 +178,8 @@ def _publish(draft: Path, path: Path) -> None:
 def audit_secrets(env: Mapping[str, str]) -> tuple[str, ...]:
     """What POST /audit is signed with: none, one, or the new one and the old one. Raises ConfigError."""
     found = tuple(secret.strip() for secret in env.get(AUDIT_SECRET, "").split(",") if secret.strip())
+    if any(is_unresolved(secret) for secret in found):
+        raise ConfigError(f"the Key Vault reference in {AUDIT_SECRET} does not resolve: {WHAT_TO_DO}")
     if len(found) > 2:
         raise ConfigError(f"{AUDIT_SECRET} holds {len(found)} secrets; one, or a new and an old one are possible")
     if any(len(secret) < MIN_AUDIT_SECRET_LENGTH for secret in found):

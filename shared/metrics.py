@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from shared.jobs import PLAN_QUEUE, POISON_SUFFIX, write_queue
 from shared.model import Control, ObjectStatus, Run, Sync, iso
+from shared.resources import resources
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -86,10 +86,8 @@ async def collect(app: App) -> Snapshot:
     return Snapshot(app.clock(), tuple(syncs), dict(queues))
 
 
-def _queues(syncs: Iterable[Sync]) -> list[str]:
-    written = dict.fromkeys(target.vault for sync in syncs for target in sync.targets)
-    names = [PLAN_QUEUE, *(write_queue(vault) for vault in written)]
-    return [*names, *(name + POISON_SUFFIX for name in names)]
+def _queues(syncs: Iterable[Sync]) -> tuple[str, ...]:
+    return resources(target.vault for sync in syncs for target in sync.targets).queues
 
 
 # --- JSON ---------------------------------------------------------------------------------------------------------

@@ -21,13 +21,13 @@ from shared.config.problems import InvalidConfig, Problem
 from shared.config.result import Config
 from shared.config.yaml_source import MAX_BYTES
 from shared.errors import ConfigError, SyncError
+from shared.resources import CONFIG_CONTAINER
 
 if TYPE_CHECKING:
     from azure.storage.blob.aio import BlobClient
 
 T = TypeVar("T")
 
-CONTAINER = "vaultferry"
 LAST_GOOD = "config/last-good.yaml"
 # Seconds. An app that has not started after 30 is stopped
 # (https://learn.microsoft.com/azure/azure-functions/functions-scale#timeout), so all of this ends well before.
@@ -61,7 +61,7 @@ def load_blob(url: str, env: Mapping[str, str]) -> Config:
     kept, why_not = _run(_last_good(env))
     if kept is None:
         raise InvalidConfig([Problem(origin, None, "", reason, why_not)])
-    copy = f"{CONTAINER}/{LAST_GOOD}"
+    copy = f"{CONFIG_CONTAINER}/{LAST_GOOD}"
     return _with_warning(parse(kept, env, copy), f"{origin}: {reason}; the last good copy, {copy}, is used instead")
 
 
@@ -166,7 +166,7 @@ async def _last_good(env: Mapping[str, str]) -> tuple[bytes | None, str]:
         return None, f"{SETTING} is not set, so there is no last good copy"
     try:
         async with asyncio.timeout(_LAST_GOOD_READ), blob_service(env) as service:
-            return await _content(service.get_blob_client(CONTAINER, LAST_GOOD)), ""
+            return await _content(service.get_blob_client(CONFIG_CONTAINER, LAST_GOOD)), ""
     except TimeoutError:
         return None, "nor could the last good copy: no answer from the storage account"
     except (_Failed, ConfigError) as error:
@@ -181,7 +181,7 @@ async def _keep(raw: bytes, env: Mapping[str, str]) -> str:
         return ""
     try:
         async with asyncio.timeout(_LAST_GOOD_WRITE), blob_service(env) as service:
-            container = service.get_container_client(CONTAINER)
+            container = service.get_container_client(CONFIG_CONTAINER)
             try:
                 await container.upload_blob(LAST_GOOD, raw, overwrite=True)
             except ResourceNotFoundError:

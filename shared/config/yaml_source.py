@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import yaml
 
 from shared.config.problems import InvalidConfig, Place, Problem, dotted, presentable
+from shared.references import WHAT_TO_DO, is_unresolved
 
 MAX_BYTES = 1_000_000
 """Of a configuration file. Checked before it is parsed."""
@@ -280,6 +281,9 @@ class _Expansion:
             self._report(node, place, "expected ${NAME} or ${NAME:-default}", "a literal '${' is written '$${'")
             return ""
         value = self.environment.get(name)
+        if value and is_unresolved(value):
+            self._report(node, place, f"the Key Vault reference in {name} does not resolve", WHAT_TO_DO)
+            return ""
         if value or (value is not None and not has_default):
             self.from_environment.add(place)
             return value

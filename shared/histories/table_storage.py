@@ -68,6 +68,7 @@ from shared.model import (
     strictly_after,
     utcnow,
 )
+from shared.resources import CHUNKS_TABLE, HISTORY_TABLE, META_TABLE, OBJECTS_TABLE, RUNS_TABLE
 
 if TYPE_CHECKING:
     from azure.data.tables.aio import TableServiceClient
@@ -119,11 +120,11 @@ class TableStore(Store):
         self._open: Tables | None = None
         self._swept: str | None = None
         self.owner = random.token_hex(7)
-        self._runs = f"{self.prefix}syncsrun"
-        self._chunks = f"{self.prefix}syncschunk"
-        self._objects = f"{self.prefix}syncobjects"
-        self._history = f"{self.prefix}synchistory"
-        self._meta = f"{self.prefix}syncsmeta"
+        self._runs = self.prefix + RUNS_TABLE
+        self._chunks = self.prefix + CHUNKS_TABLE
+        self._objects = self.prefix + OBJECTS_TABLE
+        self._history = self.prefix + HISTORY_TABLE
+        self._meta = self.prefix + META_TABLE
 
     @property
     def _tables(self) -> Tables:

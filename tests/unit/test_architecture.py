@@ -22,6 +22,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "shared.onestring",
         "shared.history",
         "shared.jobs",
+        "shared.references",
+        "shared.resources",
         "shared.audit",
         "shared.signing",
         "shared.mapping",

@@ -231,7 +231,7 @@ def test_azurite_serves_keeps_and_gives_back(azurite: str, monkeypatch: pytest.M
 
     from azure.storage.blob import BlobSasPermissions, BlobServiceClient, generate_blob_sas
 
-    monkeypatch.setattr(remote, "CONTAINER", f"vaultferry-{uuid4().hex}")
+    monkeypatch.setattr(remote, "CONFIG_CONTAINER", f"vaultferry-{uuid4().hex}")
     env = {"AzureWebJobsStorage": azurite}
     with BlobServiceClient.from_connection_string(azurite) as service:
         container = service.create_container(f"configs-{uuid4().hex}")
@@ -251,4 +251,4 @@ def test_azurite_serves_keeps_and_gives_back(azurite: str, monkeypatch: pytest.M
         assert list(config.syncs) == ["nightly"]
         assert "there is no such blob" in config.warnings[0]
         container.delete_container()
-        service.delete_container(remote.CONTAINER)
+        service.delete_container(remote.CONFIG_CONTAINER)

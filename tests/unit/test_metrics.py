@@ -62,8 +62,10 @@ async def test_the_json_has_what_was_promised_and_the_details(app: App) -> None:
     assert shown["calls"] == {"hub": 65, "prod": 70}
     assert shown["queues"] == {
         "vaultferry-plan": 1,
+        "vaultferry-events": 0,
         "vaultferry-to-prod": 1,
         "vaultferry-plan-poison": 0,
+        "vaultferry-events-poison": 0,
         "vaultferry-to-prod-poison": 1,
     }
     sync = shown["syncs"]["hub-to-prod"]

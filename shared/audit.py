@@ -18,6 +18,10 @@ KV_TYPES = ("kv", "generic")
 POLICY_PATHS = ("sys/policies/acl/", "sys/policy/")
 WHOLESALE = ("sys/remount", "sys/storage/raft/snapshot", "sys/storage/raft/snapshot-force")
 """What changes no secret in particular, and where many of them are."""
+BRACES = 4
+"""Opening braces that may be the object's: a prefix can have some of its own."""
+NEWEST = (1 << 53) - 1
+"""No version is higher: it has to be a number to SQLite and to every reader of JSON."""
 MARK = "vaultferry"
 """The key that tells our own records from Vault's entries."""
 
@@ -31,7 +35,8 @@ def may_matter(line: bytes) -> bool:
     return (
         b"response" in line
         and (b'"kv"' in line or b"sys/" in line or b'"generic"' in line)
-        and any(word in line for word in (b"update", b"create", b"delete", b"patch"))
+        # With their quotes: `created_time` is in the answer to every read.
+        and (b'"update"' in line or b'"create"' in line or b'"delete"' in line or b'"patch"' in line)
     )
 
 
@@ -45,10 +50,13 @@ def read_line(line: bytes) -> Any:
     start = line.find(b"{")
     if start < 0:
         raise Unreadable("jsonx" if b"<json:" in line else "no JSON object")
-    try:
-        return json.loads(line[start:])
-    except (ValueError, RecursionError):
-        pass
+    for _ in range(BRACES):
+        try:
+            return json.loads(line[start:])
+        except (ValueError, RecursionError):
+            start = line.find(b"{", start + 1)
+        if start < 0:
+            break
     # Raised here, where no error that quotes the line is being handled.
     raise Unreadable("not JSON")
 
@@ -81,8 +89,10 @@ def project(entry: Any, vault: str | None = None) -> AuditNotice | GapNotice | N
     mount = mount.removeprefix(namespace)
     if not path.startswith(mount):
         raise Unreadable("an entry whose path is not in its mount")
-    version = _version(entry.get("response")) if operation in ("update", "patch") else None
-    return AuditNotice(mount, _checked(path.removeprefix(mount)), namespace, version, vault)
+    path = _checked(path.removeprefix(mount))
+    # Only there is it a version: elsewhere a number in an answer could be a secret's.
+    tells = operation in ("update", "patch") and path.startswith("data/")
+    return AuditNotice(_text_only(mount), path, namespace, _version(entry.get("response")) if tells else None, vault)
 
 
 def merge(one: AuditNotice, other: AuditNotice) -> AuditNotice:
@@ -120,7 +130,7 @@ def from_record(record: Any, vault: str | None = None) -> AuditNotice | GapNotic
     if record[MARK] != "change":
         raise Unreadable("a record of an unknown sort")
     version = record.get("version")
-    if version is not None and (type(version) is not int or version < 1):
+    if version is not None and not _is_version(version):
         raise Unreadable("a record whose version is no number")
     mount = _text(record, "mount", "")
     if not mount.endswith("/"):
@@ -130,9 +140,18 @@ def from_record(record: Any, vault: str | None = None) -> AuditNotice | GapNotic
 
 def _text(record: Mapping[str, Any], key: str, default: Any) -> Any:
     value = record.get(key, default)
-    if value is not default and not isinstance(value, str):
+    if value is default:
+        return value
+    if not isinstance(value, str):
         raise Unreadable(f"a record whose {key} is no text")
-    return value
+    return _text_only(value)
+
+
+def _text_only(text: str) -> str:
+    """JSON can escape halves of characters, which no file and no socket takes."""
+    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
+        raise Unreadable("a name that is no text")
+    return text
 
 
 def _namespace(given: Any) -> str:
@@ -140,7 +159,7 @@ def _namespace(given: Any) -> str:
         return ""
     path = given.get("path")
     if isinstance(path, str):
-        return f"{path.strip('/')}/" if path.strip("/") else ""
+        return f"{_text_only(path.strip('/'))}/" if path.strip("/") else ""
     if given.get("id") in (None, "", "root"):
         return ""
     raise Unreadable("an entry whose namespace has no path")
@@ -150,10 +169,14 @@ def _checked(path: str) -> str:
     """Paths are logged as they were sent; one that leaves its place is no secret's."""
     if not path or any(segment in ("", ".", "..") for segment in path.rstrip("/").split("/")):
         raise Unreadable("a path with empty, '.' or '..' segments")
-    return path
+    return _text_only(path)
 
 
 def _version(response: Any) -> int | None:
     data = response.get("data") if isinstance(response, Mapping) else None
     version = data.get("version") if isinstance(data, Mapping) else None
-    return version if type(version) is int and version > 0 else None
+    return version if _is_version(version) else None
+
+
+def _is_version(value: Any) -> bool:
+    return type(value) is int and 0 < value <= NEWEST

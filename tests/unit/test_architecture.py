@@ -52,7 +52,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 """From the ground up; a module stands where its own name or its package's does, and imports nothing from above."""
 
 SDKS = {
-    "aiohttp": ("shared.vaults",),
+    "aiohttp": ("shared.vaults", "shared.relay"),
     "azure.core": (
         "shared.vaults",
         "shared.histories",

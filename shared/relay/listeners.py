@@ -1,0 +1,307 @@
+"""The sockets: they hand over each line that they hear, and say when something may have been missed.
+
+Nothing here waits for anybody but the network, and none is read for long while others have something to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import stat
+from typing import Protocol, cast
+
+from shared.errors import ConfigError
+from shared.relay.addresses import Address
+from shared.relay.frames import MAX_FRAME, Frames
+
+log = logging.getLogger("vaultferry.relay")
+
+BURST = 128
+"""Datagrams that are read before other sockets get their turn."""
+LARGEST = 65_536
+"""No datagram is longer."""
+RECEIVE_BUFFER = 8 * 1024 * 1024
+"""Bytes that the kernel is asked to keep for us while we do something else."""
+MAX_CONNECTIONS = 64
+"""A listener's. Each Vault has one."""
+MAX_BEGUN = 64 * 1024 * 1024
+"""Bytes of frames that have not ended yet, on all connections of a listener."""
+
+CONNECTION = "a new connection: what was said before it may be lost"
+CUT = "a connection ended in the middle of an entry"
+TOO_LONG = "an entry was too long"
+KERNEL = "datagrams came faster than they were read"
+
+
+class Ears(Protocol):
+    """Who is told what the sockets hear."""
+
+    def line(self, line: bytes) -> None: ...
+
+    def gap(self, why: str) -> None: ...
+
+    def connected(self) -> None: ...
+
+    def passed_over(self, frames: int) -> None: ...
+
+    def dropped_by_kernel(self, datagrams: int) -> None: ...
+
+
+class Listener(Protocol):
+    address: Address
+    """Where it listens; with the port that was taken, once it is open."""
+
+    async def open(self) -> None:
+        """Raises ConfigError."""
+
+    def watch(self) -> None:
+        """Look at what can only be asked for. Called about once a second."""
+
+    async def aclose(self) -> None: ...
+
+
+def listener(address: Address, ears: Ears) -> Listener:
+    return UdpListener(address, ears) if address.kind == "udp" else StreamListener(address, ears)
+
+
+# --- datagrams --------------------------------------------------------------------------------------------------------
+
+
+class UdpListener:
+    def __init__(self, address: Address, ears: Ears) -> None:
+        self.address = address
+        self._ears = ears
+        self._socket: socket.socket | None = None
+        self._drops = 0
+
+    async def open(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(
+                self.address.host, self.address.port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
+            )
+            family, kind, protocol, _, where = found[0]
+            self._socket = socket.socket(family, kind | getattr(socket, "SOCK_CLOEXEC", 0), protocol)
+            self._socket.setblocking(False)
+            self._ask_for_room(self._socket)
+            self._socket.bind(where)
+        except OSError as error:
+            if self._socket is not None:
+                self._socket.close()
+                self._socket = None
+            raise _not_listening(self.address, error) from None
+        self.address = Address("udp", self.address.host, self._socket.getsockname()[1])
+        loop.add_reader(self._socket, self._read, self._socket)
+
+    def watch(self) -> None:
+        if self._socket is None:
+            return
+        drops = kernel_drops(os.fstat(self._socket.fileno()).st_ino)
+        if drops is None or drops == self._drops:
+            return
+        # The kernel's count is of 32 bits.
+        self._ears.dropped_by_kernel((drops - self._drops) % (1 << 32))
+        self._drops = drops
+        self._ears.gap(KERNEL)
+
+    async def aclose(self) -> None:
+        if self._socket is None:
+            return
+        for _ in range(100):
+            # What has come is heard before the socket is gone.
+            if not self._read(self._socket):
+                break
+        self.watch()
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
+        self._socket = None
+
+    def _read(self, receiver: socket.socket) -> bool:
+        """Read what is there; whether there may be more."""
+        for _ in range(BURST):
+            try:
+                data = receiver.recv(LARGEST)
+            except OSError:
+                # Nothing there; or what somebody else's datagram met on its way, which is no concern of ours.
+                return False
+            if b"\n" not in data[:-1]:
+                self._ears.line(data)
+            else:
+                for line in data.split(b"\n"):
+                    self._ears.line(line)
+        return True
+
+    def _ask_for_room(self, receiver: socket.socket) -> None:
+        receiver.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        # Linux answers with twice of what it gives: socket(7).
+        given = receiver.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) // 2
+        if given < RECEIVE_BUFFER:
+            log.warning(
+                "%s: the kernel keeps %d KiB for bursts, %d KiB were asked for: raise net.core.rmem_max",
+                self.address,
+                given // 1024,
+                RECEIVE_BUFFER // 1024,
+            )
+
+
+def kernel_drops(inode: int) -> int | None:
+    """How many datagrams the kernel threw away for want of room on the socket with this inode; None: it does not tell.
+
+    https://docs.kernel.org/networking/proc_net_tcp.html has the same columns, but for the last.
+    """
+    wanted = str(inode)
+    for name in ("/proc/net/udp", "/proc/net/udp6"):
+        with contextlib.suppress(OSError, ValueError), open(name, encoding="ascii") as table:
+            for row in table:
+                columns = row.split()
+                if len(columns) >= 13 and columns[9] == wanted:
+                    return int(columns[12])
+    return None
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+class StreamListener:
+    """A TCP port or a unix socket."""
+
+    def __init__(self, address: Address, ears: Ears, *, max_frame: int = MAX_FRAME) -> None:
+        self.address = address
+        self.max_frame = max_frame
+        self.ears = ears
+        self.connections: set[_Connection] = set()
+        self.quiet = asyncio.Event()
+        """Set when the last connection ends."""
+        self._server: asyncio.Server | None = None
+        self._file: tuple[int, int] | None = None
+
+    async def open(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            if self.address.kind == "unix":
+                receiver = self._bind_unix()
+                self._server = await loop.create_unix_server(lambda: _Connection(self), sock=receiver)
+                return
+            self._server = await loop.create_server(
+                lambda: _Connection(self), self.address.host, self.address.port, reuse_address=True
+            )
+        except OSError as error:
+            raise _not_listening(self.address, error) from None
+        self.address = Address("tcp", self.address.host, self._server.sockets[0].getsockname()[1])
+
+    def watch(self) -> None:
+        """Nothing: streams tell by themselves."""
+
+    async def aclose(self) -> None:
+        if self._server is None:
+            return
+        self._server.close()
+        for connection in list(self.connections):
+            connection.hang_up()
+        if self.connections:
+            await self.quiet.wait()
+        self._server = None
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                found = os.stat(self.address.path)
+                if (found.st_dev, found.st_ino) == self._file:
+                    os.unlink(self.address.path)
+            self._file = None
+
+    @property
+    def begun(self) -> int:
+        return sum(connection.frames.kept for connection in self.connections)
+
+    def _bind_unix(self) -> socket.socket:
+        path = self.address.path
+        _remove_stale(path)
+        receiver = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        # Not chmod after bind: in between, anybody could connect.
+        before = os.umask(0o777 & ~self.address.mode)
+        try:
+            receiver.bind(path)
+        except OSError:
+            receiver.close()
+            raise
+        finally:
+            os.umask(before)
+        found = os.stat(path)
+        self._file = (found.st_dev, found.st_ino)
+        return receiver
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self, listener: StreamListener) -> None:
+        self.frames = Frames(listener.max_frame)
+        self._listener = listener
+        self._ears = listener.ears
+        self._transport: asyncio.Transport | None = None
+        self._heard = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if len(self._listener.connections) >= MAX_CONNECTIONS:
+            log.warning("%s has %d connections: no more are taken", self._listener.address, MAX_CONNECTIONS)
+            self._transport.abort()
+            return
+        self._listener.connections.add(self)
+        self._listener.quiet.clear()
+
+    def data_received(self, data: bytes) -> None:
+        if not self._heard:
+            # Only now: whoever merely looks whether somebody listens loses nothing.
+            self._heard = True
+            self._ears.connected()
+            self._ears.gap(CONNECTION)
+        before = self.frames.too_long
+        for line in self.frames.feed(data):
+            self._ears.line(line)
+        if self.frames.kept > len(data) and self._listener.begun > MAX_BEGUN:
+            self.frames.skip()
+        if self.frames.too_long > before:
+            self._ears.passed_over(self.frames.too_long - before)
+            self._ears.gap(TOO_LONG)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._listener.connections.discard(self)
+        if not self._listener.connections:
+            self._listener.quiet.set()
+        if self.frames.in_the_middle:
+            self._ears.gap(CUT)
+
+    def hang_up(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+# --- what can go wrong ------------------------------------------------------------------------------------------------
+
+
+def _remove_stale(path: str) -> None:
+    """Remove the socket of a process that is gone. Raises ConfigError where it is another's, or no socket."""
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(found.st_mode):
+        raise ConfigError(f"unix://{path}: there is a file of this name, and it is no socket: name another")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # A listener whose queue is full would keep a blocking call waiting.
+        probe.setblocking(False)
+        answer = probe.connect_ex(path)
+    if answer in (0, errno.EAGAIN):
+        raise ConfigError(f"unix://{path}: another process listens there: stop it, or name another")
+    os.unlink(path)
+
+
+def _not_listening(address: Address, error: OSError) -> ConfigError:
+    why = error.strerror or type(error).__name__
+    if isinstance(error, PermissionError) and address.kind != "unix" and address.port < 1024:
+        why += ": ports below 1024 are root's; choose a higher one, or grant CAP_NET_BIND_SERVICE"
+    elif error.errno == errno.EADDRINUSE:
+        why += ": another process listens there; stop it, or choose another"
+    return ConfigError(f"can not listen on {address} ({why})")

@@ -25,12 +25,18 @@ import hashlib
 import hmac
 import secrets as random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+
+from cryptography.hazmat.primitives.asymmetric.padding import MGF1, OAEP
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES256
+from cryptography.hazmat.primitives.ciphers.modes import CBC
+from cryptography.hazmat.primitives.hashes import SHA1, SHA256
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+from cryptography.hazmat.primitives.serialization import load_der_private_key
 
 from shared.errors import InvalidSecret
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 _KEY = 32
 _BLOCK = 16
@@ -86,7 +92,6 @@ def master_key(password: str, email: str, kdf: Kdf) -> bytes:
     salt = email.strip().lower().encode()
     if kdf.kind is KdfKind.PBKDF2:
         return hashlib.pbkdf2_hmac("sha256", password.encode(), salt, kdf.iterations, _KEY)
-    from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
     # A salt of fixed length, since an e-mail may be shorter than Argon2 takes.
     return Argon2id(
@@ -132,9 +137,6 @@ class SymmetricKey:
 
 def stretched(key: bytes) -> SymmetricKey:
     """The master key, made into a pair that opens the user key."""
-    from cryptography.hazmat.primitives.hashes import SHA256
-    from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
-
     return SymmetricKey(
         HKDFExpand(SHA256(), _KEY, b"enc").derive(key),
         HKDFExpand(SHA256(), _KEY, b"mac").derive(key),
@@ -152,9 +154,6 @@ def unwrap(wrapped: str, by: SymmetricKey) -> SymmetricKey:
 
 def private_key(wrapped: str, by: SymmetricKey) -> RSAPrivateKey:
     """An account's private key (PKCS 8)."""
-    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-    from cryptography.hazmat.primitives.serialization import load_der_private_key
-
     der = decrypt(wrapped, by)
     try:
         key = load_der_private_key(der, password=None)
@@ -167,9 +166,6 @@ def private_key(wrapped: str, by: SymmetricKey) -> RSAPrivateKey:
 
 def unwrap_shared(wrapped: str, by: RSAPrivateKey) -> SymmetricKey:
     """A key that somebody encrypted for this account: an organisation's."""
-    from cryptography.hazmat.primitives.asymmetric.padding import MGF1, OAEP
-    from cryptography.hazmat.primitives.hashes import SHA1, SHA256
-
     kind, parts = _split(wrapped)
     if kind not in (*_RSA_SHA1, *_RSA_SHA256):
         raise InvalidSecret(_unknown(kind))
@@ -194,10 +190,6 @@ _FORGED = "its MAC is wrong: damaged, changed by somebody, or encrypted with ano
 
 def encrypt(content: str | bytes, key: SymmetricKey) -> str:
     """An EncString of type 2. Raises InvalidSecret for text that is not unicode (a lone surrogate)."""
-    from cryptography.hazmat.primitives.ciphers import Cipher
-    from cryptography.hazmat.primitives.ciphers.algorithms import AES256
-    from cryptography.hazmat.primitives.ciphers.modes import CBC
-
     plain = content if isinstance(content, bytes) else _utf8(content)
     # PKCS 7.
     missing = _BLOCK - len(plain) % _BLOCK
@@ -210,10 +202,6 @@ def encrypt(content: str | bytes, key: SymmetricKey) -> str:
 
 def decrypt(enc_string: str, key: SymmetricKey) -> bytes:
     """What an EncString of type 2 holds. Its MAC is checked first, in constant time."""
-    from cryptography.hazmat.primitives.ciphers import Cipher
-    from cryptography.hazmat.primitives.ciphers.algorithms import AES256
-    from cryptography.hazmat.primitives.ciphers.modes import CBC
-
     kind, parts = _split(enc_string)
     if kind != "2":
         raise InvalidSecret(_unknown(kind))

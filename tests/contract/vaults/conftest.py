@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from shared.vault import Vault
-from tests.contract.vaults import azure_key_vault, file, hashicorp, http_api
+from tests.contract.vaults import azure_key_vault, file, hashicorp, http_api, vaultwarden
 from tests.contract.vaults.harness import Harness
 
 # A kind joins the suite with a line here. A harness on a real server is built with the fixture that is named.
@@ -20,6 +20,7 @@ HARNESSES: dict[str, tuple[type[Harness], str | None]] = {
     "http-api-etags": (http_api.WithEtags, None),
     "http-api-text": (http_api.WithOneText, None),
     "http-api-vault": (http_api.SandboxVault, None),
+    "vaultwarden": (vaultwarden.SandboxVaultwarden, None),
     "hashicorp-v2-real": (hashicorp.RealV2, "real_vault"),
     "hashicorp-v1-real": (hashicorp.RealV1, "real_vault"),
 }

@@ -201,7 +201,8 @@ def unpack(request: Request) -> bytes:
     else:
         raise Problem(415, "the body may be plain or gzip, nothing else", {"Accept-Encoding": "gzip, identity"})
     if not body.strip():
-        raise Problem(400, "the body is empty")
+        # The Functions host hands on nothing of a chunked request.
+        raise Problem(400, "the body is empty; on Azure it must come with a Content-Length")
     return body
 
 

@@ -359,6 +359,18 @@ async def test_an_event_of_event_grid_waits_while_the_configuration_is_broken(tm
         await lazy.aclose()
 
 
+async def test_a_weak_audit_secret_is_told_by_health_and_nothing_is_taken(tmp_path: Path) -> None:
+    path = write_config(tmp_path, GRID)
+    env = {**environment(tmp_path), "VAULTFERRY_CONFIG": str(path), "VAULTFERRY_AUDIT_SECRET": CANARY}
+    functions = {each.name: each for each in read_functions(function_app.register(LazyApp(env)))}
+    for name, method in (("http_health", "GET"), ("http_audit", "POST")):
+        response = await functions[name](func.HttpRequest(method, "/", body=b"{}"), time_limit=10)
+        text = response.get_body().decode()
+        assert response.status_code == 503
+        assert "VAULTFERRY_AUDIT_SECRET is too short" in text
+        assert CANARY not in text
+
+
 async def test_an_unexpected_error_leaves_a_function_without_its_text(
     many: tuple[LazyApp, dict[str, HostedFunction]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

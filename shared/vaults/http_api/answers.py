@@ -124,6 +124,11 @@ def items(listing: Any, body: Any, folder: str = "") -> Iterator[Item]:
             name = str(name)
         if not isinstance(name, str) or not name:
             raise Unmapped(f"`list.name` finds no name in an item, which is {keys_of(item)}")
+        if listing.name_pattern is not None:
+            match = re.search(listing.name_pattern, name)
+            if match is None or not match[1]:
+                raise Unmapped("`list.name_pattern` finds nothing in what `list.name` found")
+            name = match[1]
         within = find(listing.folder, item)
         if within is not None and not isinstance(within, str):
             raise Unmapped(f"`list.folder` finds no text in an item, which is {keys_of(item)}")

@@ -186,7 +186,26 @@ class HttpApi(Vault):
         if getting is None:
             self._lacks("get", name)
         answer = await self._one(getting, "get", name)
+        if self._another(answer, name):
+            # The listing told this id, and since then the secret was given another name.
+            self._ids.forget(name)
+            answer = await self._one(getting, "get", name)
+            if self._another(answer, name):
+                raise Unavailable(
+                    "what is found under this name says that it has another one", vault=self.id, path=name
+                )
         return answer, self._told(name, getting, answer)
+
+    def _another(self, answer: Answer, name: str) -> bool:
+        """Whether an answer is about a secret of another name."""
+        getting = self._operations.get
+        if getting is None or getting.name is None:
+            return False
+        try:
+            return answers.find(getting.name, answer.body) not in (name, templates.locators(name)["base"])
+        except VaultError as error:
+            failure = self._placed(error, name)
+        raise failure
 
     def _told(self, name: str, teller: Any, answer: Answer) -> Entry:
         """What an answer says of a secret: settings.Answered, perhaps with `etag`."""
@@ -194,6 +213,9 @@ class HttpApi(Vault):
             version = answer.etag if getattr(teller, "etag", False) else None
             if teller.version:
                 version = answers.scalar(answers.find(teller.version, answer.body))
+            elif version and version.startswith("W/") and self.capabilities.compare_and_set:
+                # https://www.rfc-editor.org/rfc/rfc9110#section-13.1.1: it never matches.
+                raise Unmapped("the API's ETags are weak, and no write can be bound to one: leave `etag` off `set`")
             return self._entry(name, version, answers.moment(answers.find(teller.updated_at, answer.body)))
         except VaultError as error:
             failure = self._placed(error, name)
@@ -518,14 +540,20 @@ class HttpApi(Vault):
     async def _check_get(self, name: str | None) -> Finding:
         made_up = f"VAULTFERRY_CHECK_{random.getrandbits(64):016X}"
         asked = name or self._names.fit(made_up)
+        told = True
         try:
-            await self.get_secret(asked)
+            found = await self.get_secret(asked)
+            told = self.capabilities.fingerprint is FingerprintCost.VALUE or bool(found.entry and found.entry.version)
         except SecretNotFound:
             if name is None:
                 return Finding("get", True, "answered; there is no secret to try the mapping on")
             return Finding("get", False, "a secret that is listed is not found", "check the path of `get`")
         except VaultError as error:
             return _wrong("get", error)
+        if not told:
+            return Finding(
+                "get", False, "the mapping: the answer has no version", "correct `version` (or `etag`) of `get`"
+            )
         return Finding("get", True, "answered, and the value is where the mapping says")
 
     async def aclose(self) -> None:

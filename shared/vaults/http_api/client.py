@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import ssl
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncGenerator, Mapping
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlencode
 
 from shared.errors import ConfigError, InvalidSecret, MountNotFound, Unavailable, Unsupported, VaultError
@@ -42,8 +43,9 @@ class Client:
     def _open(self) -> httpx.AsyncClient:
         import httpx
 
-        # It tells of every request, with its address: an API may want its key in there.
-        logging.getLogger("httpx").setLevel(logging.WARNING)
+        # They tell of every request with its address, and of the headers of answers: an API may have its key in there.
+        for name in ("httpx", "httpcore"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         timeout = self._settings.timeout
         self._http = httpx.AsyncClient(
             verify=self._tls or ssl.create_default_context(),
@@ -71,9 +73,10 @@ class Client:
             async with (
                 asyncio.timeout(2 * self._settings.timeout),
                 http.stream(method, url, headers=dict(headers), content=body) as response,
+                contextlib.aclosing(cast("AsyncGenerator[bytes]", response.aiter_bytes())) as pieces,
             ):
                 content = bytearray()
-                async for piece in response.aiter_bytes():
+                async for piece in pieces:
                     content += piece
                     if len(content) > self._settings.max_answer_bytes:
                         break
@@ -113,7 +116,7 @@ class Client:
         parsed: Any = None
         if getattr(operation, "answer", "json") == "text":
             parsed = _text(content)
-        elif parse or (error is not None and content):
+        elif (parse and status != 204) or (error is not None and content):
             parsed = answers.parse(content)
             if answers.truthy(error, parsed):
                 kind = MountNotFound if word in ("list", "find") else InvalidSecret

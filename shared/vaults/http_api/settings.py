@@ -36,7 +36,7 @@ def _expression(text: str) -> str:
 
 
 def _address(text: str) -> str:
-    problem = "expected an address such as https://api.example/v1"
+    problem = "expected an address such as https://secrets.example/v1"
     try:
         parts = urlsplit(text)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -80,6 +80,26 @@ def _as_list(given: Any) -> Any:
     return [given] if isinstance(given, (str, int)) else given
 
 
+def _sendable(secret: SecretStr) -> SecretStr:
+    text = secret.get_secret_value()
+    if not text or not text.isascii() or not text.isprintable():
+        raise ValueError("expected printable ASCII, as a header takes it: is there a line break at its end?")
+    return secret
+
+
+HeaderSecret = Annotated[SecretStr, AfterValidator(_sendable)]
+
+
+def _cutting(text: str) -> str:
+    try:
+        groups = re.compile(text).groups
+    except (re.error, RecursionError, OverflowError):
+        groups = 0
+    if groups != 1:
+        raise ValueError("expected a regular expression with one group, as in '/secrets/([^/]+)$'")
+    return text
+
+
 Expression = Annotated[str, AfterValidator(_expression)]
 Address = Annotated[str, AfterValidator(_address)]
 HeaderName = Annotated[str, AfterValidator(_header)]
@@ -108,7 +128,7 @@ class BearerAuth(Part):
     """`Authorization: Bearer …`"""
 
     type: Literal["bearer"]
-    token: SecretStr = Field(min_length=1)
+    token: HeaderSecret
 
 
 class BasicAuth(Part):
@@ -123,7 +143,7 @@ class ApiKeyAuth(Part):
     """A key in a header, or in the query where the API has it there."""
 
     type: Literal["api_key"]
-    key: SecretStr = Field(min_length=1)
+    key: HeaderSecret
     header: HeaderName | None = Field(None, description="Default: X-API-Key, where `query` is not given.")
     query: str | None = Field(None, min_length=1, description="The parameter that takes the key.")
 
@@ -138,7 +158,7 @@ class HeadersAuth(Part):
     """Any headers."""
 
     type: Literal["headers"]
-    headers: dict[HeaderName, SecretStr] = Field(min_length=1)
+    headers: dict[HeaderName, HeaderSecret] = Field(min_length=1)
 
 
 class OAuth2Auth(Part):
@@ -286,6 +306,9 @@ class Listing(Operation, Answered):
     )
     where: Expression | None = Field(None, description="JMESPath, in an item: falsy for what is to be left out.")
     name: Expression | None = Field(None, description="JMESPath, in an item. Default: the item itself, or its key.")
+    name_pattern: Annotated[str, AfterValidator(_cutting)] | None = Field(
+        None, description="A regular expression whose group is the name, where `name` finds more than that."
+    )
     folder: Expression | None = Field(None, description="JMESPath, in an item: the folder that its name is in.")
     id: Expression | None = Field(None, description="JMESPath, in an item: what {id} stands for in other operations.")
     tree: bool = Field(
@@ -330,6 +353,9 @@ class Getting(OnOne, Answered):
     """A secret's value: one text, or several fields."""
 
     method: str = Field("GET", pattern=r"^[A-Z]+$")
+    name: Expression | None = Field(
+        None, description="JMESPath: the secret's name, to make sure that {id} still leads to it."
+    )
     answer: Literal["json", "text"] = Field("json", description="text: the whole answer is the value.")
     value: Expression | None = Field(None, description="JMESPath: the secret as one text.")
     content_type: Expression | None = Field(

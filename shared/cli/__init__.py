@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from shared.cli import configuring, deploying, looking, serving, setting_up, syncing
+from shared.cli import configuring, deploying, looking, relaying, serving, setting_up, syncing
 from shared.cli.session import Common, ConfigOption, JsonOption, LevelOption
 
 __all__ = ["app", "main"]
@@ -50,7 +50,7 @@ def vaultferry(
     context.obj = Common(config, as_json, log_level)
 
 
-for group in (configuring, syncing, looking, setting_up, serving, deploying):
+for group in (configuring, syncing, looking, setting_up, serving, relaying, deploying):
     group.register(app)
 
 

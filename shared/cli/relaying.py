@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 import typer
@@ -43,6 +42,8 @@ def relay(
 
     VAULTFERRY_API_KEY and VAULTFERRY_AUDIT_SECRET (or the files that ..._FILE name) are sent and sign what is sent.
     """
+    import asyncio
+
     from shared.relay.process import log_to_stderr, read_options, run
 
     session = begin(context, None, False, log_level, default_level="info")

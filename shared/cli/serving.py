@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from shared.cli.session import FINE, ConfigOption, JsonOption, LevelOption, Session, begin
+
+if TYPE_CHECKING:
+    from shared.app import App
+    from shared.relay.addresses import Address
+    from shared.relay.forwarder import Batch
+    from shared.relay.relay import Relay
 
 
 def register(app: typer.Typer) -> None:
@@ -21,16 +29,31 @@ def serve(
         str, typer.Option("--host", help="Others than loopback need VAULTFERRY_API_KEY in the environment.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one.")] = 7071,
+    listen: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--listen",
+            metavar="URL",
+            help="Be the relay too: udp://HOST:PORT, tcp://HOST:PORT or unix:///PATH[?mode=0660]; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
     log_level: LevelOption = None,
 ) -> None:
     """Run schedules, HTTP and queues on this machine, until Ctrl-C or SIGTERM."""
     session = begin(context, config, as_json, log_level, default_level="info")
-    session.with_config(lambda _: _serve(session, host, port))
+
+    async def within(_: object) -> int:
+        from shared.relay.addresses import parse_listen
+
+        return await _serve(session, host, port, [parse_listen(each) for each in listen or ()])
+
+    session.with_config(within)
 
 
-async def _serve(session: Session, host: str, port: int) -> int:
+async def _serve(session: Session, host: str, port: int, listen: list[Address]) -> int:
     from shared.config import SETTING, find_config
     from shared.logs import log_to
 
@@ -46,8 +69,11 @@ async def _serve(session: Session, host: str, port: int) -> int:
             session.out.json({"url": url})
         session.out.line(f"Vaultferry answers at {url} (health: {url}/health). Ctrl-C stops it.")
 
-    app = await function_app.lazy_app.get()
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        app = await function_app.lazy_app.get()
+        stack.push_async_callback(function_app.lazy_app.aclose)
+        if listen:
+            await stack.enter_async_context(_relay(app, listen))
         await serve_functions(
             function_app.app,
             queues=app.queues,
@@ -57,6 +83,16 @@ async def _serve(session: Session, host: str, port: int) -> int:
             ticks=SqliteTicks(app.database) if app.database is not None else None,
             ready=ready,
         )
-    finally:
-        await function_app.lazy_app.aclose()
     return FINE
+
+
+def _relay(app: App, listen: list[Address]) -> Relay:
+    """A relay that hands over to the app itself. What it has not handed over yet lies beside the store."""
+    from shared.relay.relay import Relay
+
+    async def take(batch: Batch) -> int:
+        await app.engine.events.take(batch.notices)
+        return 0
+
+    spool = Path("vaultferry.relay") if app.database is None else app.database.path.with_suffix(".relay")
+    return Relay(listen, spool, take)

@@ -1,14 +1,17 @@
 """The official `bw` client, as tests use it."""
 
-import base64
+import contextlib
+import http.client
 import json
 import os
 import shutil
+import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from sandbox.bitwarden import BitwardenServer
 from tests.servers import places
@@ -16,6 +19,7 @@ from tests.servers.hosting import Host
 from tests.servers.processes import ServerMissing
 
 _CALL_SECONDS = 120.0
+_LOOKS = 1000
 _Result = TypeVar("_Result")
 
 
@@ -37,7 +41,7 @@ class Hosted:
 
 @dataclass(slots=True)
 class Bw:
-    """One installation of the client, with its own state. Each call is a process: count on a second."""
+    """One installation of the client, with its own state. Each call takes seconds: a process waiting for its own locks."""
 
     command: tuple[str, ...]
     environment: dict[str, str] = field(repr=False)
@@ -56,12 +60,12 @@ class Bw:
         client("config", "server", server.url)
         return client
 
-    def __call__(self, *arguments: str, stdin: str | None = None) -> str:
+    def __call__(self, *arguments: str) -> str:
         """What the command prints. Raises BwError with what it says instead."""
         done = subprocess.run(
             [*self.command, *arguments],
             env=self.environment,
-            input=stdin or "",
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=_CALL_SECONDS,
@@ -80,19 +84,77 @@ class Bw:
         self("login", "--apikey")
         self.environment["BW_SESSION"] = self("unlock", "--passwordenv", "BW_PASSWORD", "--raw")
 
-    def read(self, *arguments: str) -> Any:
-        """The JSON that a command prints."""
-        return json.loads(self(*arguments))
+    @contextlib.contextmanager
+    def open(self) -> "Iterator[BwOpen]":
+        """The client as one process that stays (`bw serve`); to be logged in before."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            descriptor = listener.fileno()
+            # No browser is near that the protection would be against.
+            options = ("--disable-origin-protection", "--hostname", f"fd+listening://{descriptor}")
+            process = subprocess.Popen(
+                [*self.command, "serve", *options],
+                env=self.environment,
+                pass_fds=(descriptor,),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            port = listener.getsockname()[1]
+        try:
+            yield BwOpen(port)
+        finally:
+            process.kill()
+            process.wait()
 
-    def write(self, verb: str, kind: str, document: dict[str, Any], *arguments: str) -> Any:
-        """`bw create item`, `bw edit item ID` and so on."""
-        encoded = base64.b64encode(json.dumps(document).encode()).decode()
-        return json.loads(self(verb, kind, *arguments, stdin=encoded))
 
-    def items(self, *arguments: str) -> dict[str, Any]:
-        """What `bw` lists after a sync, by name."""
-        self("sync")
-        return {item["name"]: item for item in self.read("list", "items", *arguments)}
+@dataclass(frozen=True, slots=True)
+class BwOpen:
+    """The same commands without a second's start for each: https://bitwarden.com/help/vault-management-api/"""
+
+    port: int
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """Raises BwError with what the client says instead."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_CALL_SECONDS)
+        try:
+            content = None if body is None else json.dumps(body)
+            connection.request(method, path, content, {"Content-Type": "application/json"})
+            answer = json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+        if not answer["success"]:
+            raise BwError(answer["message"])
+        data = answer.get("data")
+        return data["data"] if isinstance(data, dict) and data.get("object") == "list" else data
+
+    def sync(self) -> None:
+        self.ask("POST", "/sync")
+
+    def create(self, kind: str, document: Any, query: str = "") -> Any:
+        created = self.ask("POST", f"/object/{kind}{query}", document)
+        # It answers a moment before it knows its own item again.
+        for _ in range(_LOOKS if kind == "item" else 0):
+            with contextlib.suppress(BwError):
+                self.get(kind, created["id"])
+                break
+        return created
+
+    def edit(self, kind: str, object_id: str, document: Any) -> Any:
+        return self.ask("PUT", f"/object/{kind}/{object_id}", document)
+
+    def get(self, kind: str, object_id: str) -> Any:
+        return self.ask("GET", f"/object/{kind}/{quote(object_id, safe='')}")
+
+    def delete(self, kind: str, object_id: str, query: str = "") -> None:
+        self.ask("DELETE", f"/object/{kind}/{object_id}{query}")
+
+    def list(self, kind: str, query: str = "") -> Any:
+        return self.ask("GET", f"/list/object/{kind}{query}")
+
+    def items(self) -> dict[str, Any]:
+        """What there is after a sync, by name."""
+        self.sync()
+        return {item["name"]: item for item in self.list("items")}
 
 
 def login_item(name: str, **rest: Any) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,19 @@ syncs:
     delete: {propagate: true, min_count: 1}
     retry_policy: {max_retries: 0}
 """
+
+
+@contextlib.contextmanager
+def loggers_as_before() -> Iterator[None]:
+    """Undo what a command that runs in this process does to logging."""
+    loggers = (logging.root, logging.getLogger("vaultferry"))
+    before = [(logger, logger.level, list(logger.handlers), logger.propagate) for logger in loggers]
+    raising = logging.raiseExceptions
+    yield
+    for logger, level, handlers, propagate in before:
+        logger.setLevel(level)
+        logger.handlers, logger.propagate = handlers, propagate
+    logging.raiseExceptions = raising
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from shared.model import Chunk, Control, ObjectStatus, Progress, Run, RunStatus,
 
 log = logging.getLogger("vaultferry.runs")
 
+COUNTS = ("written", "unchanged", "deleted", "failed", "conflicts", "drifted")
+"""Of an ended run, in the log too: the alerts and charts of infra/ read them there."""
 ATTEMPTS_TO_SAVE = 20
 """How often a conditional save is tried anew before the job is given back: each loss means that somebody else won."""
 LOST_PLAN = timedelta(seconds=30)
@@ -180,7 +182,9 @@ class Runs:
             status, error = verdict(counted, progress, chunks)
             ended = replace(counted, status=status, error=error)
             if saved := await self._end(ended, progress, chunks):
-                log.info("run %s%s", status, f": {error}" if error else "", extra={"sync": run.sync_id, "run": run_id})
+                counts = {name: getattr(ended, name) for name in COUNTS}
+                extra = {"sync": run.sync_id, "run": run_id, **counts}
+                log.info("run %s%s", status, f": {error}" if error else "", extra=extra)
                 return saved
         raise StoreError(f"run {run_id} could not be closed: its record keeps changing")
 

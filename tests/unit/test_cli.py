@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import logging
 import os
 import sqlite3
 import subprocess
@@ -23,7 +22,7 @@ from shared.cli.looking import moment
 from shared.cli.output import printable
 from shared.config import load
 from shared.errors import ConfigError
-from tests.cli_world import CONFIG, Ended, Folder
+from tests.cli_world import CONFIG, Ended, Folder, loggers_as_before
 
 TWO = {"apps/db": {"user": "shop", "password": "s3cret-canary"}, "apps/web/token": {"value": "t0ken-canary"}}
 
@@ -42,16 +41,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Here]:
     for name in list(os.environ):
         if name.startswith(("VAULT", "AZURE", "AzureWeb")):
             monkeypatch.delenv(name)
-    loggers = (logging.root, logging.getLogger("vaultferry"))
-    before = [(logger, logger.level, list(logger.handlers), logger.propagate) for logger in loggers]
-    raising = logging.raiseExceptions
     folder = Here(tmp_path)
     folder.configure()
-    yield folder
-    for logger, level, handlers, propagate in before:
-        logger.setLevel(level)
-        logger.handlers, logger.propagate = handlers, propagate
-    logging.raiseExceptions = raising
+    with loggers_as_before():
+        yield folder
 
 
 def in_app(folder: Folder, body) -> object:  # type: ignore[no-untyped-def]
@@ -182,7 +175,9 @@ def test_init_writes_a_file_that_is_valid_and_never_over_another(here: Here) -> 
 
 
 def test_init_takes_plain_addresses_for_which_one_token_may_serve(here: Here) -> None:
-    ended = here.run("init", "--source", "http://127.0.0.1:1", "--target", "http://127.0.0.1:2,b.vault", "-c", "first.yaml")
+    ended = here.run(
+        "init", "--source", "http://127.0.0.1:1", "--target", "http://127.0.0.1:2,b.vault", "-c", "first.yaml"
+    )
     assert (ended.code, "put VAULT_TOKEN and B_KEY into the environment" in ended.out) == (0, True)
     here.env = {"VAULT_TOKEN": "hvs.x", "B_KEY": "a passphrase that is long enough"}
     found = here.run("validate", "-c", "first.yaml", "--json").json

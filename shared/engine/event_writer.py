@@ -160,7 +160,9 @@ class EventWriter:
                 case None:
                     if hints[path] is not None and job.attempt < LAG_TRIES:
                         came.behind.append(path)
-                    elif work.sync.delete.propagate and any(part.owned for part in state.parts):
+                    elif not any(part.owned for part in state.parts):
+                        saves += [Save(_forgotten(work, state))] if _is_remembered(state) else []
+                    elif work.sync.delete.propagate:
                         delete.append((state, state.parts))
                 case Settled():
                     saves += [Save(result.state)] if result.state.revision is None else []
@@ -326,6 +328,26 @@ def _settled_with(work: PathWork, state: ObjectState, secret: Secret) -> ObjectS
     if (version, fingerprint) == (state.source_version, state.source_fingerprint):
         return None
     return replace(state, source_version=version, source_fingerprint=fingerprint, last_sync_at=work.clock())
+
+
+def _is_remembered(state: ObjectState) -> bool:
+    return state.revision is not None and state.status is not ObjectStatus.DELETED
+
+
+def _forgotten(work: PathWork, state: ObjectState) -> ObjectState:
+    """The row of a path that is gone, and of which nothing in the target is ours."""
+    return replace(
+        state,
+        parts=(),
+        status=ObjectStatus.DELETED,
+        error=None,
+        transient=False,
+        source_fingerprint=None,
+        source_version=None,
+        claim=None,
+        claim_expires_at=None,
+        last_sync_at=work.clock(),
+    )
 
 
 def _intended(work: PathWork, state: ObjectState, wanted: Wanted) -> tuple[Part, ...]:

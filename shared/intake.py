@@ -37,6 +37,8 @@ MAX_SENT = 4 * 1024 * 1024
 MAX_UNPACKED = 16 * 1024 * 1024
 """Bytes of what a request unpacks to: it is unpacked no further."""
 MAX_ENTRIES = 20_000
+MAX_PATH = 8192
+"""Characters of a path: what surely fits a queue's message. A longer one is left to the schedule."""
 MAX_SKEW = 300
 """Seconds that the sender's clock and ours may differ."""
 REMEMBERED = timedelta(days=1)
@@ -49,6 +51,7 @@ TIMESTAMP, BATCH, SIGNATURE = "X-Vaultferry-Timestamp", "X-Vaultferry-Batch", "X
 _LARGE = 64 * 1024
 """Bytes from which on reading a body would hold up everything else for too long."""
 _BATCH = re.compile(r"[!-~]{1,100}")
+_VERSION = re.compile(r"[0-9a-zA-Z]{1,64}")
 _SECONDS = re.compile(r"0|[1-9][0-9]{0,11}")
 
 
@@ -229,6 +232,8 @@ def _read(body: bytes, vault: str | None) -> _Told:
             continue
         if notice is None:
             told.ignored += 1
+        elif isinstance(notice, AuditNotice) and len(notice.path) > MAX_PATH:
+            told.invalid[f"a path of more than {MAX_PATH} characters"] += 1
         else:
             told.add(notice)
     return told
@@ -432,4 +437,4 @@ def _key_vault_notice(event: Mapping[str, Any]) -> KeyVaultNotice | None:
         case ["", "secrets", named, *rest]:
             name = named or name
             version = rest[0] if rest and rest[0] else version
-    return KeyVaultNotice(host.lower(), name, version or None)
+    return KeyVaultNotice(host.lower(), name, version if version and _VERSION.fullmatch(version) else None)

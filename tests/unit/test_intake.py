@@ -199,6 +199,12 @@ async def test_one_object_is_one_entry(sender: Sender, body: bytes) -> None:
     assert await sender.queued() == {"ä 秘": "3"}
 
 
+async def test_the_longest_paths_fit_the_queue(sender: Sender) -> None:
+    paths = [f"{number}{letter * 8180}" for number, letter in enumerate("x\"'é秘🔑")]
+    assert await sender.counts([change(f"apps/{path}") for path in paths]) == (6, 0, 0, 0)
+    assert sorted(await sender.queued()) == sorted(paths)
+
+
 async def test_an_empty_array_is_nothing(sender: Sender) -> None:
     assert await sender.counts([]) == (0, 0, 0, 0)
 
@@ -423,6 +429,7 @@ async def test_an_empty_body_is_refused(sender: Sender, path: str) -> None:
         (b"null", "no JSON object"),
         (b"\xff\xfe\x00", "no JSON object"),
         (lines(change("apps/../x"), change("..")), "2 × a path with empty, '.' or '..' segments"),
+        (lines(change("x" * 8200), entry("apps/" + "é" * 60_000)), "2 × a path of more than 8192 characters"),
         (lines(entry("a/../../b"), change("x//y"), change("./x")), "3 × a path"),
     ],
 )
@@ -619,6 +626,12 @@ async def test_other_events_and_garbage_are_left_alone(sender: Sender, event: An
     counts = await intake.event_grid(sender.app, json.dumps(event))
     assert counts.accepted == 0
     assert await sender.queued() == {}
+
+
+async def test_a_version_that_can_be_none_is_left_out(sender: Sender) -> None:
+    for version in ("x" * 70_000, "a b", "ä"):
+        await intake.event_grid(sender.app, json.dumps(GRID | {"data": DATA | {"Id": "", "Version": version}}))
+        assert await sender.queued() == {"db": None}
 
 
 async def test_garbage_is_logged_without_its_text(sender: Sender, caplog: pytest.LogCaptureFixture) -> None:

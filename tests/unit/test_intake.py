@@ -24,7 +24,7 @@ from shared.api import Problem, Request, Response
 from shared.app import App
 from shared.config.build import parse
 from shared.errors import StoreError
-from shared.intake import MAX_ENTRIES, MAX_SENT, MAX_UNPACKED
+from shared.intake import MAX_ENTRIES, MAX_SENT, MAX_UNPACKED, MAX_VALUES
 from shared.jobs import EventJob
 from shared.signing import sign
 from tests.unit.apps import Client, environment, make_app
@@ -380,6 +380,13 @@ def test_a_bomb_is_unpacked_no_further_than_its_bound() -> None:
         tracemalloc.stop()
     assert caught.value.status == 413
     assert peak < 4 * MAX_UNPACKED
+
+
+@pytest.mark.parametrize("path", ["/audit", "/events"])
+@pytest.mark.parametrize("inner", [b"[],", b"{},", b"1,"])
+async def test_the_number_of_values_is_bounded(sender: Sender, inner: bytes, path: str) -> None:
+    body = gzip.compress(b'{"a": [' + inner * (MAX_VALUES + 1) + b"0]}")
+    assert "JSON values" in await sender.problem(413, body, path, content_encoding="gzip")
 
 
 @pytest.mark.parametrize("path", ["/audit", "/events"])

@@ -189,7 +189,10 @@ class EventWriter:
             return came.hopeless
         try:
             others = len(work.sync.targets) - 1
-            if others and job.told is not None and job.told[0] == self._store.owner:
+            ours = job.told is not None and job.told[0] == self._store.owner
+            # Of a path that a job has begun and not ended, nobody knows what it has written since another's read.
+            begun = state.revision is not None and state.status is ObjectStatus.PENDING
+            if others and job.told is not None and ours and not begun:
                 return await self._reads.read(
                     (job.sync, state.path),
                     lambda: work.read_source(state.path),

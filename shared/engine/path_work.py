@@ -250,7 +250,9 @@ class PathWork:
             if self._must_look(draft.parts.get(name), certain) and not nothing_there:
                 found[name] = await self._look(name)
         try:
-            if early is None or found:
+            # With compare-and-set, what was found is the version that the write expects: read again, so that no other
+            # installation's newer value is taken for an older one.
+            if early is None or (found and self.vault.capabilities.compare_and_set):
                 early = self.wanted(state.path, await self.read_source(state.path))
         except SecretNotFound:
             if self.by_event:

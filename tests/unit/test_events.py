@@ -721,3 +721,15 @@ def test_hints_of_one_path_become_one() -> None:
 
     hints: Sequence[tuple[str, str | None]] = [("a", "9"), ("a", "10"), ("b", "1"), ("b", None), ("c", "x"), ("c", "y")]
     assert merged(hints) == {"a": "10", "b": None, "c": None}
+
+
+async def test_a_replay_that_begins_leaves_the_run_that_must_follow(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        source.put("a", "1")
+        source.put("b", "1")
+        # As after a death between the note and the run's beginning.
+        await w.store.save_control(replace(await w.store.get_control("s"), again="event"))
+        await w.engine.runs.replay("s", "a")
+        await w.drain()
+        assert target.values() == source.values()

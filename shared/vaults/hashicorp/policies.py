@@ -13,10 +13,9 @@ from shared.vaults.hashicorp.adapter import MAX_REQUEST_BYTES
 from shared.vaults.hashicorp.base import PROBE, HashicorpVault
 
 _FIELD = "value"
-_UNTOUCHABLE = frozenset({"root"})
-"""No policy, really: it has no text, and can not be written."""
-_PERMANENT = frozenset({"default"})
-"""Can be read and written, but Vault does not delete it."""
+_EVERY_SERVERS_OWN = frozenset({"root", "default"})
+"""Left alone, as source and as target: the first has no text; the second is in every token's policies, and Vault does not
+delete it."""
 _PLACES = ("policies/acl/", "policy/")
 """Below `sys/`: two paths of one thing."""
 _CAPABILITIES = Capabilities(
@@ -48,7 +47,7 @@ class PolicyVault(HashicorpVault):
         except (KeyError, TypeError):
             self.not_understood(None)
         for name in names:
-            if name.startswith(prefix) and name not in _UNTOUCHABLE:
+            if name.startswith(prefix) and name not in _EVERY_SERVERS_OWN:
                 yield Entry(name)
 
     async def describe_secret(self, name: str) -> Entry:
@@ -81,8 +80,6 @@ class PolicyVault(HashicorpVault):
         name = self._checked(name)
         if expect is not Expect.ANY:
             raise Unsupported("policies can not be compared and deleted", vault=self.id, path=name)
-        if name in _PERMANENT:
-            raise Unsupported("Vault does not delete this policy", vault=self.id, path=name)
         # Deleting what is not there succeeds without a word, so it has to be looked for.
         await self.get_secret(name)
         await self.call(lambda: self.system.delete_acl_policy(name), name, write=True)
@@ -93,8 +90,8 @@ class PolicyVault(HashicorpVault):
         name = name.lower()
         if not name.isprintable() or name != name.strip():
             raise InvalidSecret("this is no name for a policy", vault=self.id, path=ascii(name)[:200])
-        if name in _UNTOUCHABLE:
-            raise InvalidSecret("the root policy has no text, and can not be given one", vault=self.id, path=name)
+        if name in _EVERY_SERVERS_OWN:
+            raise InvalidSecret("every server has this policy of its own: it is left alone", vault=self.id, path=name)
         return name
 
     def _heard(self, notice: AuditNotice) -> Hint | None:
@@ -102,10 +99,9 @@ class PolicyVault(HashicorpVault):
         if place is None or not self._is_on("sys", notice):
             return None
         try:
-            name = self._checked(notice.path.removeprefix(place))
+            return Hint(self._checked(notice.path.removeprefix(place)))
         except InvalidSecret:
             return None
-        return None if name in _PERMANENT else Hint(name)
 
     async def _check_engine(self) -> Finding:
         await self.open()

@@ -11,14 +11,17 @@ from functools import lru_cache
 from typing import Any
 
 from shared.errors import InvalidSecret, VaultError
-from shared.model import Fields, Granularity, Secret, Sync, Target, canonical_json
+from shared.model import Fields, Granularity, NameEncoding, Secret, Sync, Target, canonical_json
+from shared.name_encoding import encode
+from shared.templates import Template, of_path, parse
 from shared.vault import NameRule, check_name
 
 FORMAT = 1
 """Part of every recipe. Raised when the same options would give another result than before."""
 
 _SHARED_NAME = "would both be written to"
-_PLACEHOLDER = re.compile(r"\{(path|field)\}")
+PLACEHOLDERS = ("path", "name", "dir", "field")
+"""What a target's name may be made from; `name` is a path's last segment, `dir` what stands before it."""
 
 
 # --- which paths ---------------------------------------------------------------------------------------------------
@@ -73,6 +76,8 @@ class Mapper:
     def __init__(self, target: Target, rule: NameRule) -> None:
         self.target = target
         self.rule = rule
+        self._reversible = target.name_encoding is NameEncoding.REVERSIBLE
+        self._template = parse(target.name, PLACEHOLDERS)
         self.recipe = _short_hash(
             [
                 FORMAT,
@@ -82,6 +87,8 @@ class Mapper:
                 rule.allowed.pattern if rule.allowed else None,
                 # Only where they are not the usual ones: the recipes of all other rows stay what they were.
                 *([rule.replacement, rule.upper_case] if (rule.replacement, rule.upper_case) != ("-", False) else []),
+                *([{"rename": target.rename}] if target.rename else []),
+                *([{"name_encoding": target.name_encoding, "folds": rule.ignores_case}] if self._reversible else []),
             ]
         )
         """Identifies this mapping: a state row with another recipe is due again."""
@@ -94,16 +101,38 @@ class Mapper:
     def injective(self) -> bool:
         """Whether no two paths can share a name, whatever they are. (Names of fields are reserved one by one instead.)"""
         folds = self.rule.ignores_case or self.rule.upper_case
-        plain = self.rule.allowed is None and not folds and "{path}" in self.target.name
-        return plain or self.by_field
+        exact = self._reversible or (self.rule.allowed is None and not folds)
+        return self.by_field or (exact and self._template.keeps("path") and not self.target.rename)
+
+    @property
+    def prefix(self) -> str:
+        """What the names in the target's vault begin with. Raises InvalidSecret where it can not be encoded."""
+        return self._fit(self.target.prefix)
+
+    def template(self, path: str) -> Template:
+        """What a path's name is made from: its own line of the `rename` table, or the `name` of all."""
+        own = self.target.rename.get(path)
+        return self._template if own is None else parse(own, PLACEHOLDERS)
 
     def name(self, path: str, field: str = "") -> str:
         """The full name in the target's vault. Raises InvalidSecret for what that vault can not take."""
-        values = {"path": path, "field": field}
-        # One pass: a path that holds "{field}" stays as it is.
-        name = self.rule.fit(self.target.prefix + _PLACEHOLDER.sub(lambda match: values[match[1]], self.target.name))
+        values = of_path(path, field)
+        plain = self.target.prefix + self.template(path).render(values.__getitem__)
+        name = self._fit(plain)
+        if self._reversible:
+            check_name(self.target.vault, plain)
+        if self._reversible and name != plain and len(name) > (self.rule.max_length or len(name)):
+            raise InvalidSecret(
+                f"the name has {len(name)} characters once it is encoded (name_encoding: reversible); at most "
+                f"{self.rule.max_length} are allowed",
+                vault=self.target.vault,
+                path=path,
+            )
         check_name(self.target.vault, name, self.rule)
         return name
+
+    def _fit(self, plain: str) -> str:
+        return encode(self.rule, plain) if self._reversible else self.rule.fit(plain)
 
     def names(self, path: str, fields: Iterable[str] = ()) -> list[str]:
         """All names of a path: one, or one a field. Raises InvalidSecret, also when two fields share a name."""

@@ -74,6 +74,13 @@ class OnExisting(enum.StrEnum):
     FAIL = "fail"
 
 
+class NameEncoding(enum.StrEnum):
+    READABLE = "readable"
+    """Characters that the vault does not take become another one."""
+    REVERSIBLE = "reversible"
+    """They are written so that the name can be read back exactly."""
+
+
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """How often, and after how many milliseconds, a path is delivered again."""
@@ -105,7 +112,11 @@ class Target:
     vault: str
     prefix: str = ""
     name: str = "{path}"
+    """A template: see `shared.templates`."""
     granularity: Granularity = Granularity.SECRET
+    rename: Mapping[str, str] = field(default_factory=dict)
+    """Templates of single paths, which go before `name`."""
+    name_encoding: NameEncoding = NameEncoding.READABLE
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,7 +170,15 @@ def _with_numbers(model: type[BaseModel], given: Any) -> Any:
 
 def _target(settings: TargetSettings) -> Target:
     name = settings.name or ("{path}-{field}" if settings.granularity is Granularity.FIELD else "{path}")
-    return Target(settings.id or settings.vault, settings.vault, settings.prefix, name, settings.granularity)
+    return Target(
+        settings.id or settings.vault,
+        settings.vault,
+        settings.prefix,
+        name,
+        settings.granularity,
+        dict(settings.rename),
+        settings.name_encoding,
+    )
 
 
 def _conflicts(source: Source, targets: tuple[Target, ...]) -> Iterator[tuple[str, int, str, str]]:
@@ -195,10 +203,11 @@ def _conflicts(source: Source, targets: tuple[Target, ...]) -> Iterator[tuple[st
             )
     for index, target in enumerate(targets):
         for other in targets[:index]:
-            if target.id != other.id and (target.vault, target.prefix, target.name) == (
+            if target.id != other.id and (target.vault, target.prefix, target.name, target.rename) == (
                 other.vault,
                 other.prefix,
                 other.name,
+                other.rename,
             ):
                 yield (
                     f"writes the same names as target '{other.id}' of this sync",

@@ -13,13 +13,14 @@ from pydantic_core import PydanticCustomError
 
 from shared.config.problems import closest, listed
 from shared.config.schedule import normalise_schedule
-from shared.model import Granularity, OnExisting
+from shared.mapping import PLACEHOLDERS
+from shared.model import Granularity, NameEncoding, OnExisting
 from shared.settings import Settings
+from shared.templates import Template, TemplateError, of_path, parse
 
 ID = re.compile(r"[a-z][a-z0-9-]{0,39}")
 ID_WORDING = "expected a lower-case letter, then up to 39 lower-case letters, digits and '-'"
 _RETENTION = re.compile(r"[1-9][0-9]{0,5}[dh]")
-_PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _WEEK = 7 * 24 * 3600 * 1000
 
@@ -63,18 +64,16 @@ def _segments(text: str, what: str) -> None:
         raise invalid(f"{what} can not have empty, '.' or '..' segments")
 
 
+def template(text: str, known: tuple[str, ...], prefix: str | None = None) -> Template:
+    """A template as it is used later. Raises what a validator raises."""
+    try:
+        return parse(text, known, prefix)
+    except TemplateError as error:
+        raise invalid(error.message, error.hint) from None
+
+
 def _name(text: str) -> str:
-    known = ("path", "field")
-    for placeholder in _PLACEHOLDER.findall(text):
-        if placeholder not in known:
-            raise invalid(
-                "a name knows the placeholders {path} and {field} only",
-                closest(placeholder, known).replace("'path'", "{path}").replace("'field'", "{field}"),
-            )
-    rest = _PLACEHOLDER.sub("x", text)
-    if "{" in rest or "}" in rest:
-        raise invalid("a '{' or '}' that belongs to no placeholder", "a name knows {path} and {field}")
-    _segments(rest, "a name")
+    _segments(template(text, PLACEHOLDERS).render(lambda key: "x"), "a name")
     return text
 
 
@@ -104,6 +103,7 @@ def _retention(text: str) -> str:
 VaultId = Annotated[str, AfterValidator(_vault)]
 Prefix = Annotated[str, AfterValidator(_prefix)]
 Pattern = Annotated[str, AfterValidator(_pattern)]
+Name = Annotated[str, AfterValidator(_name)]
 
 
 class SourceSettings(Settings):
@@ -118,24 +118,45 @@ class TargetSettings(Settings):
     )
     vault: VaultId = Field(description="The vault that secrets are written to: an id under `vaults`.")
     prefix: Prefix = Field("", description="Put before each name; ends at a '/'.")
-    name: Annotated[str, AfterValidator(_name)] | None = Field(
+    name: Name | None = Field(
         None,
-        description="What a secret is called there, from {path} and, with granularity field, {field}. "
-        "Default: '{path}', or '{path}-{field}'.",
+        description="What a secret is called there, from {path}, {dir}, {name} and, with granularity field, {field}, with "
+        "filters as in {path | replace(\"/\", \"--\") | upper}. Default: '{path}', or '{path}-{field}'.",
     )
     granularity: Granularity = Field(
         Granularity.SECRET, description="One target secret per secret, or one per field of it."
     )
+    rename: dict[str, Name] = Field({}, description="Names of single secrets, by path; the others are named by `name`.")
+    name_encoding: NameEncoding = Field(
+        NameEncoding.READABLE,
+        description="What becomes of characters that the vault does not take: another one in their place, or a code that "
+        "can be read back.",
+    )
 
     @model_validator(mode="after")
-    def _name_fits_granularity(self) -> TargetSettings:
+    def _names_fit_granularity(self) -> TargetSettings:
         by_field = self.granularity is Granularity.FIELD
-        if self.name is None:
-            return self
-        if by_field and "{field}" not in self.name:
-            raise invalid("with granularity 'field', a name needs {field}", "as in '{path}-{field}'", at="name")
-        if not by_field and "{field}" in self.name:
-            raise invalid("{field} is only known with granularity 'field'", "add `granularity: field`", at="name")
+        given: list[tuple[str, str | None]] = [
+            ("name", self.name),
+            *(("rename", name) for name in self.rename.values()),
+        ]
+        for at, name in given:
+            if name is None:
+                continue
+            has_field = any(each.key == "field" for each in template(name, PLACEHOLDERS).placeholders)
+            if by_field and not has_field:
+                raise invalid("with granularity 'field', a name needs {field}", "as in '{path}-{field}'", at=at)
+            if not by_field and has_field:
+                raise invalid("{field} is only known with granularity 'field'", "add `granularity: field`", at=at)
+        renamed = [
+            template(name, PLACEHOLDERS).render(of_path(path, "x").__getitem__) for path, name in self.rename.items()
+        ]
+        if len(set(renamed)) < len(renamed):
+            raise invalid("two paths would get one name", "give each a name of its own", at="rename")
+        if any(path.startswith("/") for path in self.rename):
+            raise invalid(
+                "paths do not begin with '/', so this one is never met", "leave the first '/' out", at="rename"
+            )
         return self
 
 

@@ -122,8 +122,8 @@ class TargetView:
         self.naming = name_all(self.mapper, sorted(self.source.entries.keys() - self.source.refused.keys()))
         known = all(path in self.states and self.states[path].parts for path in self.paths)
         if self.sync.verify_targets or not known:
-            prefix = rule.fit(self.target.prefix)
-            self.listed = {rule.key(entry.name): entry async for entry in vault.list_secrets(prefix)}
+            found = vault.list_secrets(self.mapper.prefix)
+            self.listed = {rule.key(entry.name): entry async for entry in found}
         self.renamed = self._find_renamed(self.mapper)
         missing = (
             gone(state, None, self.sync.delete)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from shared.errors import InvalidSecret
 from shared.mapping import Digester, Mapper, compile_pattern, name_all, owner_mark, why_left_out
-from shared.model import Granularity, Source, Target
+from shared.model import Granularity, NameEncoding, Source, Target
 from shared.vault import NameRule, check_name
 from tests.world import one_way
 
@@ -91,15 +91,36 @@ def test_fields_that_share_a_name_are_refused() -> None:
         mapper.render("p", {"a_b": 1, "a.b": 2})
 
 
+def test_a_name_is_made_from_the_parts_of_a_path() -> None:
+    mapper = Mapper(Target("t", "t", prefix="new/", name='{dir | upper}/{name | replace("_", "-")}'), ANYTHING)
+    assert mapper.name("apps/shop/db_main") == "new/APPS/SHOP/db-main"
+    assert mapper.name("db_main") == "new/db-main"
+
+
+def test_a_renamed_path_has_the_name_of_the_table_and_the_others_that_of_all() -> None:
+    mapper = Mapper(Target("t", "t", prefix="x/", name="all/{path}", rename={"old/db": "new/db"}), ANYTHING)
+    assert mapper.name("old/db") == "x/new/db"
+    assert mapper.name("old/queue") == "x/all/old/queue"
+    assert not mapper.injective
+
+
+def test_a_renamed_path_and_another_of_that_name_are_both_refused() -> None:
+    naming = name_all(Mapper(Target("t", "t", rename={"a": "b"}), ANYTHING), ["a", "b", "c"])
+    assert set(naming.refused) == {"a", "b"}
+
+
 def test_the_recipe_changes_with_everything_that_changes_a_name() -> None:
     base = Target("t", "t")
     others = [
         Target("t", "t", prefix="x/"),
         Target("t", "t", name="x-{path}"),
         Target("t", "t", name="{path}-{field}", granularity=Granularity.FIELD),
+        Target("t", "t", name="{path | upper}"),
+        Target("t", "t", rename={"a": "b"}),
+        Target("t", "t", name_encoding=NameEncoding.REVERSIBLE),
     ]
     recipes = {Mapper(target, ANYTHING).recipe for target in (base, *others)} | {Mapper(base, KEY_VAULT).recipe}
-    assert len(recipes) == 5
+    assert len(recipes) == 8
     assert Mapper(base, ANYTHING).recipe == Mapper(Target("other", "other"), ANYTHING).recipe
 
 

@@ -12,6 +12,7 @@ import os
 import secrets
 import shlex
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,6 +36,9 @@ STORM = 3.0
 """Seconds that the destinations misbehave: less than the retries of a sync's defaults last."""
 PATIENCE = 45
 """Seconds that any one command may take."""
+NEWCOMER = "shop/checkout/api-key"
+SOON = 10.0
+"""Seconds within which an event must have had its effect; it takes milliseconds."""
 
 CONFIG = """\
 # Written by `make demo`. The servers behind these addresses live as long as the demo does.
@@ -310,6 +314,83 @@ class Demo:
         self.prod.behave()
         self.twin.behave()
 
+    # events
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Serve and the relay beside it, and the hub's audit log on its way there, for as long as the block runs."""
+        serve, relay, relay_http = (free_port() for _ in range(3))
+        self.environment["VAULTFERRY_AUDIT_SECRET"] = secrets.token_hex(16)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._in_background("serve", "--port", str(serve)))
+            self._wait(f"http://127.0.0.1:{serve}/health")
+            relay_options = ["--listen", f"tcp://127.0.0.1:{relay}", "--forward", f"http://127.0.0.1:{serve}/audit"]
+            relay_options += ["--spool", "spool", "--vault", "hub", "--http", f"127.0.0.1:{relay_http}"]
+            stack.enter_context(self._in_background("relay", *relay_options))
+            self._wait(f"http://127.0.0.1:{relay_http}/health")
+            audit_log = str(self.folder / "audit.log")
+            self.run("setup", "hub", "--address", f"127.0.0.1:{relay}", "--add-file", audit_log)
+            self._settle(f"http://127.0.0.1:{serve}/syncs/{SYNC}/status")
+            yield
+
+    @contextlib.contextmanager
+    def _in_background(self, *arguments: str) -> Iterator[None]:
+        say(f"\n{bold('$ vaultferry ' + ' '.join(arguments) + ' &')}")
+        with (self.folder / f"{arguments[0]}.log").open("w") as log:
+            process = subprocess.Popen(  # noqa: S603 - our own program
+                [self.program, *arguments],
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            yield
+        finally:
+            process.terminate()
+            process.wait(PATIENCE)
+
+    def _wait(self, url: str) -> None:
+        until(lambda: answers(url), f"{url} does not answer; see the logs in {shown(self.folder)}/")
+
+    def _settle(self, url: str) -> None:
+        """A relay that starts has missed what came before: it asks for a full run, which must not be in the way."""
+
+        def settled() -> bool:
+            last = json.loads(urllib.request.urlopen(url, timeout=10).read())["last_run"]  # noqa: S310 - loopback
+            return bool(last and last["trigger"] == "event" and last["finished_at"])
+
+        until(settled, "the full run at the relay's start does not end")
+
+    def one_event(self) -> None:
+        """A secret that is new at the source, and then deleted there; how long each took to have its effect."""
+        fields = {"user": "checkout", "password": secrets.token_urlsafe(18)}
+        token = self.prod.token()
+        looks = {
+            "twin": lambda: self.twin.get(f"copy/{NEWCOMER}"),
+            "prod": lambda: self.prod.get(key_vault_name(NEWCOMER), token),
+        }
+        self.hub.put(f"apps/{NEWCOMER}", fields)
+        self._show("written", looks, fields)
+        self.hub.delete(f"apps/{NEWCOMER}")
+        self._show("deleted", looks, None)
+
+    def _show(self, what: str, looks: Mapping[str, Callable[[], Any]], wanted: Any) -> None:
+        began = time.monotonic()
+        took: dict[str, float] = {}
+
+        def all_there() -> bool:
+            for name, look in looks.items():
+                if name not in took and look() == wanted:
+                    took[name] = time.monotonic() - began
+            return len(took) == len(looks)
+
+        until(all_there, f"{NEWCOMER} was {what} at the source, and not everywhere else")
+        told = ", ".join(f"in {name} after {seconds * 1000:.0f} ms" for name, seconds in took.items())
+        say(good(f"✓ {what.capitalize()} at the source: {told}."))
+
     def play(self) -> None:
         self.prepare()
         say(
@@ -350,10 +431,39 @@ class Demo:
             timer.join()
         self.verify()
 
+        head("Nobody runs a sync any more: the hub's audit log says what has changed.")
+        with self.listening():
+            say(f"\n{NEWCOMER} is written in the hub, and then deleted:")
+            self.one_event()
+
         head("What was done, and how things stand.")
         self.run("history", SYNC, "--limit", "12")
         self.run("history", "--verify")
         self.run("status")
+
+
+def until(done: Callable[[], bool], problem: str) -> None:
+    """Look again and again until it is so. Raises Failed after `SOON`."""
+    end = time.monotonic() + SOON
+    while not done():
+        if time.monotonic() > end:
+            raise Failed(problem)
+        time.sleep(0.001)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=10):  # noqa: S310 - loopback
+            return True
+    except OSError:
+        return False
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def key_vault_name(path: str) -> str:

@@ -1,0 +1,184 @@
+"""From a Vault's audit log to two destinations: three real Vaults, relay and serve as processes of their own, SQLite.
+
+Fan-out: so many distinct secrets are written as fast as the source takes them; it ends when the last of twice as many
+writes has arrived. Beside it a bare loop that reads once and writes twice with aiohttp alone, on the same Vaults.
+Latency: writes spaced out, from the source's answer until the value can be read at the destination, beside a bare read and
+write of the same secret in between. Nothing is skipped: the disk is waited for at each step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import sqlite3
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+
+from benchmarks.throughput import CONCURRENCY, Bare, each, paths
+from tests.event_stack import EventStack, Place, disable_audit, enable_audit
+from tests.servers.processes import RealVault, vault
+
+SECRETS = 10_000
+SAMPLES = 200
+PAUSE = 0.05
+"""Seconds between spaced writes."""
+PATIENCE = 300.0
+
+
+@contextlib.contextmanager
+def stack(vaults: dict[str, RealVault]) -> Iterator[EventStack]:
+    """Relay and serve on mounts of their own, with the source's audit device switched on."""
+    hub = vaults["hub"]
+    targets = {name: Place(vaults[name], vaults[name].new_mount(2)) for name in ("one", "two")}
+    with tempfile.TemporaryDirectory() as folder:
+        running = EventStack(Path(folder), Place(hub, hub.new_mount(2)), targets, {"delete": {"propagate": True}})
+        try:
+            running.start_serve()
+            running.start_relay()
+            enable_audit(hub, running.audit_address)
+            settle(running)
+            yield running
+        finally:
+            with contextlib.suppress(OSError):
+                disable_audit(hub)
+            running.close()
+
+
+def settle(running: EventStack) -> None:
+    """Wait for the full runs that a relay's start asks for."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        with contextlib.closing(sqlite3.connect(running.database)) as database:
+            statuses = [status for (status,) in database.execute("SELECT status FROM syncs_run")]
+        if statuses and all(status == "succeeded" for status in statuses):
+            return
+        time.sleep(0.05)
+    raise SystemExit(f"the first run does not end:\n{running.log('serve')[-3000:]}")
+
+
+def arrived(running: EventStack) -> int:
+    with contextlib.closing(sqlite3.connect(running.database)) as database:
+        (count,) = database.execute("SELECT count(*) FROM sync_objects WHERE last_sync_status = 'in_sync'").fetchone()
+    return int(count)
+
+
+async def bare_fan_out(session: aiohttp.ClientSession, vaults: dict[str, RealVault]) -> float:
+    source, one, two = (Bare(session, server, server.new_mount(2)) for server in vaults.values())
+
+    async def seed(path: str) -> None:
+        await source.put(path, _value(path))
+
+    async def copy(path: str) -> None:
+        data = (await source.get("data", path))["data"]
+        await asyncio.gather(one.put(path, data), two.put(path, data))
+
+    await each(paths(SECRETS), seed)
+    begin = time.perf_counter()
+    await each(paths(SECRETS), copy)
+    return time.perf_counter() - begin
+
+
+def _value(path: str) -> dict[str, object]:
+    return {"username": path, "password": f"{path}-is-no-password", "port": 5432}
+
+
+async def fan_out(session: aiohttp.ClientSession, running: EventStack) -> tuple[float, float]:
+    """Seconds for the writing of all secrets, and until all have arrived everywhere."""
+    source = Bare(session, running.source.vault, running.source.mount)  # type: ignore[arg-type]
+
+    async def put(path: str) -> None:
+        await source.put(path, _value(path))
+
+    begin = time.perf_counter()
+    await each(paths(SECRETS), put)
+    written = time.perf_counter() - begin
+    wanted = SECRETS * len(running.targets)
+    while (there := await asyncio.to_thread(arrived, running)) < wanted:
+        if time.perf_counter() - begin > PATIENCE:
+            raise SystemExit(f"only {there} of {wanted} writes arrived:\n{running.log('serve')[-3000:]}")
+        await asyncio.sleep(0.1)
+    took = time.perf_counter() - begin
+    missing: list[str] = []
+    for name, place in running.targets.items():
+        target = Bare(session, place.vault, place.mount)  # type: ignore[arg-type]
+
+        async def look(path: str, name: str = name, target: Bare = target) -> None:
+            with contextlib.suppress(aiohttp.ClientResponseError):
+                if (await target.get("data", path))["data"] == _value(path):
+                    return
+            missing.append(f"{name}:{path}")
+
+        await each(paths(SECRETS), look)
+    if missing:
+        raise SystemExit(f"{len(missing)} writes never arrived: {missing[:5]}")
+    return written, took
+
+
+async def latency(session: aiohttp.ClientSession, running: EventStack) -> tuple[list[float], list[float]]:
+    """Milliseconds of ours and of the bare read-and-write, one pair a sample."""
+    source = Bare(session, running.source.vault, running.source.mount)  # type: ignore[arg-type]
+    place = running.targets["one"]
+    target = Bare(session, place.vault, place.mount)  # type: ignore[arg-type]
+    other = Bare(session, place.vault, place.vault.new_mount(2))  # type: ignore[attr-defined,arg-type]
+    ours, bare = [], []
+    for number in range(SAMPLES):
+        path = f"latency/{number:04}"
+        await source.put(path, _value(path))
+        begin = time.perf_counter()
+        while True:
+            with contextlib.suppress(aiohttp.ClientResponseError):
+                await target.get("data", path)
+                break
+            if time.perf_counter() - begin > PATIENCE:
+                raise SystemExit(f"{path} never arrived:\n{running.log('serve')[-3000:]}")
+        ours.append((time.perf_counter() - begin) * 1000)
+        await asyncio.sleep(PAUSE)
+        begin = time.perf_counter()
+        await other.put(path, (await source.get("data", path))["data"])
+        bare.append((time.perf_counter() - begin) * 1000)
+        await asyncio.sleep(PAUSE)
+    return ours, bare
+
+
+def percentile(values: list[float], percent: int) -> float:
+    return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+
+
+async def measure(vaults: dict[str, RealVault], parts: set[str]) -> None:
+    connector = aiohttp.TCPConnector(limit=CONCURRENCY * 3)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        if "latency" in parts:
+            with stack(vaults) as running:
+                ours, bare = await latency(session, running)
+            print(f"latency of {SAMPLES} writes, {PAUSE * 1000:.0f} ms apart, until they can be read at a destination")
+            for percent in (50, 99):
+                mine, theirs = percentile(ours, percent), percentile(bare, percent)
+                print(
+                    f"  p{percent}  {mine:6.1f} ms   bare read and write {theirs:5.1f} ms   ratio {mine / theirs:.1f}"
+                )
+        if "fan-out" in parts:
+            bare_took = await bare_fan_out(session, vaults)
+            with stack(vaults) as running:
+                written, took = await fan_out(session, running)
+            print(f"{SECRETS} secrets, one Vault → two, {CONCURRENCY} calls at once, all {2 * SECRETS} writes arrived")
+            print(f"  the source took them at {SECRETS / written:.0f}/s, with its audit device on")
+            rates = f"{SECRETS / took:6.0f} secrets/s   bare loop {SECRETS / bare_took:6.0f}/s"
+            print(f"  fan-out    {rates}   ratio {bare_took / took:.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=["latency", "fan-out"])
+    parts = set(parser.parse_args().parts)
+    with vault() as hub, vault() as one, vault() as two:
+        asyncio.run(measure({"hub": hub, "one": one, "two": two}, parts))
+
+
+if __name__ == "__main__":
+    main()

@@ -59,23 +59,18 @@ class Item:
     """One item of the vault. Its document is ciphertext; its key is not."""
 
     document: Document = field(repr=False)
-    name: str
-    """In full: with the prefix of its place."""
+    entry: Entry
     prefix: str
+    """Of its place; the entry's name has it in front."""
     key: SymmetricKey
 
     @property
     def id(self) -> str:
         return str(self.document["id"])
 
-    def entry(self) -> Entry:
-        return Entry(
-            self.name,
-            fingerprint=fingerprint(self.document),
-            updated_at=moment(self.document.get("revisionDate")),
-            # False: the organisation hides passwords from this account.
-            enabled=self.document.get("viewPassword") is not False,
-        )
+    @property
+    def name(self) -> str:
+        return self.entry.name
 
 
 class _Custom(NamedTuple):
@@ -88,7 +83,14 @@ def opened(document: Document, prefix: str, key: SymmetricKey) -> Item:
     """An item whose name can be read. `key`: the account's or organisation's. Raises InvalidSecret."""
     wrapped = document.get("key")
     own = crypto.unwrap(wrapped, key) if isinstance(wrapped, str) else key
-    return Item(document, prefix + _read(document.get("name"), own), prefix, own)
+    entry = Entry(
+        prefix + _read(document.get("name"), own),
+        fingerprint=fingerprint(document),
+        updated_at=moment(document.get("revisionDate")),
+        # False: the organisation hides passwords from this account.
+        enabled=document.get("viewPassword") is not False,
+    )
+    return Item(document, entry, prefix, own)
 
 
 def fingerprint(document: Document) -> str:
@@ -257,7 +259,7 @@ def updated(item: Item, fields: Fields, now: datetime) -> dict[str, Any]:
     if earlier:
         date = now.strftime("%Y-%m-%dT%H:%M:%S.") + f"{now.microsecond // 1000:03}Z"
         entries = [{"password": crypto.encrypt(text, item.key), "lastUsedDate": date} for _, text in earlier]
-        request["passwordHistory"] = [*entries, *(document.get("passwordHistory") or [])][:_HISTORY]
+        request["passwordHistory"] = [*entries, *_documents(document.get("passwordHistory"))][:_HISTORY]
         if any(name == "password" for name, _ in earlier) and document["type"] == LOGIN:
             request["login"]["passwordRevisionDate"] = date
     return request

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 from shared.errors import (
+    AccessDenied,
     Conflict,
     InvalidSecret,
     MountNotFound,
@@ -149,7 +150,7 @@ class VaultwardenVault(Vault):
                 if not name.startswith(prefix) or not ids:
                     continue
                 # Of two with one name, none is meant: the read that follows says so.
-                entries.append(copied.items[next(iter(ids))].entry() if len(ids) == 1 else Entry(name))
+                entries.append(copied.items[next(iter(ids))].entry if len(ids) == 1 else Entry(name))
             entries += [Entry(f"{prefix}unreadable item {each}") for each in sorted(copied.unreadable)]
         for entry in entries:
             yield entry
@@ -157,15 +158,15 @@ class VaultwardenVault(Vault):
     async def describe_secret(self, name: str) -> Entry:
         check_name(self.id, name)
         with self._located(name):
-            return (await self._current(name)).entry()
+            return (await self._current(name)).entry
 
     async def get_secret(self, name: str) -> Secret:
         check_name(self.id, name)
         with self._located(name):
             item = await self._current(name)
-            entry = item.entry()
+            entry = item.entry
             if not entry.enabled:
-                raise InvalidSecret("the collection hides its passwords from this account")
+                raise AccessDenied("the collection hides its passwords from this account")
             return Secret(fields=items.fields_of(item), entry=entry)
 
     async def set_secret(
@@ -180,7 +181,7 @@ class VaultwardenVault(Vault):
                 item = copied.find(name) or await self._find(name)
                 saved = await (self._create(name, secret) if item is None else self._update(item, secret))
                 if saved is not None:
-                    return saved.entry()
+                    return saved.entry
                 await self._synced()
             raise Unavailable("somebody else keeps saving this item")
 

@@ -49,7 +49,7 @@ class SandboxVaultwarden(Harness):
             kind="vaultwarden",
             url=self._server.url,
             email="ada@example.org",
-            password=PASSWORD if credentials else "wrong",  # type: ignore[arg-type]
+            password=PASSWORD if credentials else "wrong",
             organization="Ops",
             collection="Prod" if container else "Elsewhere",
             ca_bundle=str(self._server.ca_bundle),

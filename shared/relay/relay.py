@@ -196,7 +196,7 @@ class Relay:
             if not notices:
                 continue
             try:
-                self.counters.merged += await self.spool.add(notices, since or time.time())
+                known = await self.spool.add(notices, since or time.time())
             except BaseException as error:
                 self._pending.put_back(notices, since)
                 if not isinstance(error, StoreError):
@@ -207,6 +207,7 @@ class Relay:
                 self.disk_trouble = str(error)
                 await asyncio.sleep(RETRY_DISK)
                 continue
+            self.counters.merged += known
             if self.disk_trouble is not None:
                 log.info("the disk takes what was heard again")
                 self.disk_trouble = None

@@ -160,7 +160,8 @@ class Spool:
                 )
             return removed
 
-        self.rows -= await self.database.write(run)
+        removed = await self.database.write(run)
+        self.rows -= removed
 
     async def since(self) -> float | None:
         """When the oldest row was first heard of, in seconds since the epoch. Raises StoreError."""

@@ -73,6 +73,13 @@ async def test_what_was_sent_leaves_but_what_changed_meanwhile_goes_to_the_end(s
     assert await spool.since() is None
 
 
+async def test_rows_are_counted_right_while_some_come_and_others_leave(spool: Spool) -> None:
+    await spool.add([change("a"), change("b")], 1.0)
+    sent = await spool.oldest(1, MANY)
+    await asyncio.gather(spool.done(sent), spool.add([change("c"), change("d")], 2.0), spool.add([change("e")], 3.0))
+    assert await waiting(spool) == [change(path) for path in "bcde"]
+
+
 async def test_a_gap_that_opens_again_while_its_mark_is_sent_stays(spool: Spool) -> None:
     await spool.add([GapNotice("why")], 1.0)
     sent = await spool.oldest(10, MANY)

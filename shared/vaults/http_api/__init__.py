@@ -5,8 +5,8 @@ templates.py   requests: placeholders in paths, queries, headers and bodies
 answers.py     answers: JMESPath, and what it finds
 pages.py       how a listing goes on
 auth.py        credentials
-client.py      one httpx client: TLS, limits, what is a success
-failures.py    statuses and httpx's exceptions become shared.errors
+client.py      one aiohttp session: TLS, limits, what is a success
+failures.py    statuses and aiohttp's exceptions become shared.errors
 identity.py    which id belongs to a name, for APIs that know secrets by ids
 api.py         the vault
 """

@@ -267,7 +267,7 @@ class HttpApi(Vault):
 
     def _one_text(self, secret: Secret, write: Setting) -> dict[str, Any]:
         text, mark = onestring.pack(secret.fields)
-        if mark and "content_type" not in write.uses():
+        if mark and "content_type" not in write.uses:
             raise InvalidSecret(
                 "it has other fields than one text called 'value', and this API holds one text without a mark: "
                 "use `granularity: field`, or give `content_type` a place"
@@ -334,7 +334,7 @@ class HttpApi(Vault):
     ) -> Answer:
         """Raises SecretNotFound only where it is the secret that is missing."""
         writes = word in ("set", "create", "delete")
-        known = "id" in operation.uses()
+        known = "id" in operation.uses
         locators: dict[str, str] = templates.locators(name)
         if known:
             locators["id"] = await self._id(name, asked_for=not writes)

@@ -1,14 +1,17 @@
-"""Requests on one httpx client: TLS, limits, and what is a success. Redirects are not followed."""
+"""Requests on one session: TLS, limits, and what is a success. Redirects are not followed.
+
+On aiohttp rather than httpx: with 16 calls in flight it was many times as fast in our measurements, it can be given an
+address that nobody normalises, and its errors tell what was never sent from what may have been.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import logging
+import io
 import ssl
-from collections.abc import AsyncGenerator, Mapping
-from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import quote, urlencode
+import urllib.request
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode, urlsplit
 
 from shared.errors import ConfigError, InvalidSecret, MountNotFound, Unavailable, Unsupported, VaultError
 from shared.vaults.http_api import answers, failures
@@ -16,10 +19,11 @@ from shared.vaults.http_api.answers import Answer
 from shared.vaults.http_api.settings import MtlsAuth, Operation, Settings
 
 if TYPE_CHECKING:
-    import httpx
+    import aiohttp
 
 _CONNECT_TIMEOUT = 10.0
 """Seconds."""
+_LARGE = 512 * 1024
 
 
 class Refused(Exception):
@@ -38,24 +42,40 @@ class Client:
     def __init__(self, vault_id: str, settings: Settings) -> None:
         self._settings = settings
         self._tls = _context(vault_id, settings)
-        self._http: httpx.AsyncClient | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._proxies: dict[str, str | None] = {}
 
-    def _open(self) -> httpx.AsyncClient:
-        import httpx
+    def _open(self) -> aiohttp.ClientSession:
+        import aiohttp
 
-        # They tell of every request with its address, and of the headers of answers: an API may have its key in there.
-        for name in ("httpx", "httpcore"):
-            logging.getLogger(name).setLevel(logging.WARNING)
         timeout = self._settings.timeout
-        self._http = httpx.AsyncClient(
-            verify=self._tls or ssl.create_default_context(),
-            timeout=httpx.Timeout(timeout, connect=min(_CONNECT_TIMEOUT, timeout)),
+        self._session = aiohttp.ClientSession(
             # The pacer bounds the calls; a second bound here would only hide its queue from it.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
-            follow_redirects=False,
+            connector=aiohttp.TCPConnector(limit=0, ssl=self._tls or True),
+            # What a server sets is no session of ours.
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # Each silence is bounded, and the whole: a server that drips does not hold a place for ever.
+            timeout=aiohttp.ClientTimeout(
+                total=2 * timeout, sock_connect=min(_CONNECT_TIMEOUT, timeout), sock_read=timeout
+            ),
             headers={"User-Agent": "vaultferry", "Accept-Encoding": "identity"},
         )
-        return self._http
+        # aiohttp sends PUT and DELETE again by itself when a kept connection breaks. Whether a write is repeated is for
+        # the caller to decide; reads are repeated, and counted, by the pacer. There is no public switch.
+        self._session._retry_connection = False
+        return self._session
+
+    def _proxy(self, url: str) -> str | None:
+        """Where the environment sends requests to this host through.
+
+        Not aiohttp's `trust_env`: it would look for other credentials in a .netrc, before each request.
+        """
+        origin = failures.origin_of(url)
+        if origin not in self._proxies:
+            parts = urlsplit(url)
+            bypassed = urllib.request.proxy_bypass(parts.hostname or "")
+            self._proxies[origin] = None if bypassed else urllib.request.getproxies().get(parts.scheme)
+        return self._proxies[origin]
 
     async def fetch(
         self,
@@ -65,31 +85,34 @@ class Client:
         headers: Mapping[str, str],
         body: bytes | None = None,
     ) -> tuple[int, Mapping[str, str], bytes]:
-        """Status, headers and body. Raises `VaultError`s, never httpx's own."""
-        http = self._http or self._open()
+        """Status, headers and body. Raises `VaultError`s, never aiohttp's own."""
+        from yarl import URL
+
+        session = self._session or self._open()
+        most = self._settings.max_answer_bytes
         failure: VaultError
         try:
-            # httpx bounds each silence, this the whole: a server that drips does not hold a place for ever.
-            async with (
-                asyncio.timeout(2 * self._settings.timeout),
-                http.stream(method, url, headers=dict(headers), content=body) as response,
-                contextlib.aclosing(cast("AsyncGenerator[bytes]", response.aiter_bytes())) as pieces,
-            ):
+            async with session.request(
+                method,
+                # As it is: whoever normalised it would let names out of their place.
+                URL(url, encoded=True),
+                headers=headers,
+                data=_payload(body),
+                allow_redirects=False,
+                proxy=self._proxy(url),
+            ) as response:
                 content = bytearray()
-                async for piece in pieces:
+                async for piece in response.content.iter_any():
                     content += piece
-                    if len(content) > self._settings.max_answer_bytes:
+                    if len(content) > most:
                         break
-                # What the server set is no session of ours.
-                http.cookies.clear()
-            if len(content) <= self._settings.max_answer_bytes:
-                return response.status_code, response.headers, bytes(content)
-            failure = Unsupported(
-                f"the answer is longer than {self._settings.max_answer_bytes:,} bytes: see max_answer_bytes"
-            )
+                else:
+                    return response.status, response.headers, bytes(content)
+                response.close()
+            failure = Unsupported(f"the answer is longer than {most:,} bytes: see max_answer_bytes")
         except tuple(failures.breakdowns()) as error:
             failure = failures.explain(error, url)
-        # Outside of the except clause, so that nothing of httpx's hangs on to it.
+        # Outside of the except clause, so that nothing of aiohttp's hangs on to it.
         raise failure
 
     async def call(
@@ -134,9 +157,14 @@ class Client:
         return failures.refusal(status, headers, operation=word, transient=configured)
 
     async def aclose(self) -> None:
-        if self._http is not None:
-            http, self._http = self._http, None
-            await http.aclose()
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
+
+
+def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
+    # aiohttp writes bytes in one go, and warns where that would hold up everything else.
+    return io.BytesIO(body) if body is not None and len(body) > _LARGE else body
 
 
 def _text(content: bytes) -> str:

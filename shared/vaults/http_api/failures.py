@@ -1,11 +1,9 @@
-"""What each status and each exception of httpx means, in the project's words."""
+"""What each status and each exception of aiohttp means, in the project's words."""
 
 from __future__ import annotations
 
 import math
 import re
-import socket
-import ssl
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -123,56 +121,47 @@ def origin_of(url: str) -> str:
 
 @cache
 def breakdowns() -> dict[type[BaseException], Callable[[Any, str], VaultError]]:
-    """How each exception of httpx is told; the most derived class counts. A test holds this against httpx."""
-    import httpx
+    """How each exception of aiohttp is told; the most derived class counts. A test holds this against aiohttp."""
+    import aiohttp
 
     return {
-        httpx.RequestError: _torn,
-        httpx.TransportError: _torn,
-        httpx.ConnectError: _not_reached,
-        httpx.ProxyError: _proxy,
-        httpx.ConnectTimeout: _not_in_time,
-        httpx.PoolTimeout: _not_in_time,
-        httpx.TimeoutException: _no_answer,
-        httpx.NetworkError: _torn,
-        httpx.ProtocolError: _torn,
-        httpx.LocalProtocolError: _not_sendable,
-        httpx.UnsupportedProtocol: _not_sendable,
-        httpx.InvalidURL: _not_sendable,
-        httpx.DecodingError: _torn,
-        httpx.HTTPError: _torn,
-        httpx.StreamError: _torn,
+        aiohttp.ClientError: _torn,
+        aiohttp.ClientConnectorError: _not_reached,
+        aiohttp.ClientConnectorDNSError: _unknown_name,
+        aiohttp.ClientConnectorCertificateError: _certificate,
+        aiohttp.ClientConnectorSSLError: _tls,
+        aiohttp.ClientSSLError: _tls,
+        aiohttp.ServerFingerprintMismatch: _certificate,
+        aiohttp.ClientProxyConnectionError: _proxy,
+        aiohttp.ClientHttpProxyError: _proxy,
+        aiohttp.ConnectionTimeoutError: _not_in_time,
+        aiohttp.InvalidURL: _not_sendable,
+        aiohttp.NonHttpUrlClientError: _not_sendable,
         TimeoutError: _no_answer,
         OSError: _torn,
-        UnicodeEncodeError: _not_sendable,
+        # A line break in a header, half a character in an address.
+        ValueError: _not_sendable,
     }
 
 
-def _causes(error: BaseException) -> list[BaseException]:
-    found: list[BaseException] = []
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        each = waiting.pop()
-        if each is not None and each not in found:
-            found.append(each)
-            waiting += [each.__cause__, each.__context__]
-            waiting += each.exceptions if isinstance(each, BaseExceptionGroup) else []
-    return found
+def _unknown_name(error: Any, where: str) -> VaultError:
+    return Unavailable(f"the name of {where} is not known (DNS): is base_url right?")
+
+
+def _certificate(error: Any, where: str) -> VaultError:
+    broken = getattr(error, "certificate_error", None)
+    reason = getattr(broken, "verify_message", None) or "wrong name or authority"
+    return AccessDenied(
+        f"the certificate of {where} can not be verified ({reason}): a private authority belongs in ca_bundle"
+    )
+
+
+def _tls(error: Any, where: str) -> VaultError:
+    return AccessDenied(f"TLS with {where} failed: does it speak https, and want another client certificate?")
 
 
 def _not_reached(error: Any, where: str) -> VaultError:
-    causes = _causes(error)
-    if any(isinstance(each, socket.gaierror) for each in causes):
-        return Unavailable(f"the name of {where} is not known (DNS): is base_url right?")
-    broken = next((each for each in causes if isinstance(each, ssl.SSLCertVerificationError)), None)
-    if broken is not None:
-        return AccessDenied(
-            f"the certificate of {where} can not be verified ({broken.verify_message}): a private authority belongs in "
-            "ca_bundle"
-        )
-    if any(isinstance(each, ssl.SSLError) for each in causes):
-        return AccessDenied(f"TLS with {where} failed: does it speak https, and want another client certificate?")
-    return Unavailable(f"no connection to {where}")
+    return Unavailable(f"no connection to {where} ({getattr(error, 'strerror', None) or 'refused'})")
 
 
 def _proxy(error: Any, where: str) -> VaultError:
@@ -189,7 +178,8 @@ def _no_answer(error: Any, where: str) -> VaultError:
 
 def _torn(error: Any, where: str) -> VaultError:
     # With TLS 1.3 a server turns a client's certificate down only after the handshake.
-    if any(isinstance(each, ssl.SSLError) and "CERTIFICATE" in str(each.reason) for each in _causes(error)):
+    cause = error.__cause__ or error.__context__ or error
+    if "CERTIFICATE" in str(getattr(cause, "reason", "") or error).upper():
         return AccessDenied(f"{where} wants another client certificate: see client_cert and client_key")
     return Unavailable(
         f"the connection to {where} broke, or the answer was cut ({type(error).__name__})", ambiguous=True

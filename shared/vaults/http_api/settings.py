@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -204,10 +205,11 @@ class Operation(Part):
     def known_in_body(self) -> Mapping[str, str]:
         return self.known()
 
-    def uses(self) -> set[str]:
+    @cached_property
+    def uses(self) -> frozenset[str]:
         """Every placeholder in the operation."""
         parts = (self.path, self.query, dict(self.headers), self.body)
-        return {found.partition("|")[0] for part in parts for found in templates.placeholders(part)}
+        return frozenset(found.partition("|")[0] for part in parts for found in templates.placeholders(part))
 
     @model_validator(mode="after")
     def _sound(self) -> Operation:
@@ -241,10 +243,10 @@ class Operation(Part):
             raise ValueError("with body_type form, `body` is keys and texts")
         if self.body_type == "json" and isinstance(self.body, str):
             raise ValueError("`body` looks like neither keys and values nor JSON; for plain text add `body_type: text`")
-        inside = "{fields}" in _parts_of_texts(self.body) if self.body_type == "json" else "fields" in self.uses()
+        inside = "{fields}" in _parts_of_texts(self.body) if self.body_type == "json" else "fields" in self.uses
         if inside:
             raise ValueError("{fields} is an object: it stands alone as a value of a JSON body")
-        if REPEATED & set(_outside_lists(self.body)) or (self.body_type != "json" and REPEATED & self.uses()):
+        if REPEATED & set(_outside_lists(self.body)) or (self.body_type != "json" and REPEATED & self.uses):
             raise ValueError("{field} and {field_value} stand in the elements of a list of a JSON body")
 
 
@@ -324,7 +326,7 @@ class Listing(Operation, Answered):
 
     @model_validator(mode="after")
     def _reaches_folders(self) -> Listing:
-        if self.tree and "prefix" not in self.uses():
+        if self.tree and "prefix" not in self.uses:
             raise ValueError("with `tree`, {prefix} says which folder is listed")
         if "[?" in self.items and self.pages.type in ("page", "offset"):
             # A page of which nothing is left would look like the end.
@@ -400,7 +402,7 @@ class Setting(OnOne, Answered):
 
     def carries(self) -> Literal["value", "fields", "named", ""]:
         """What of a secret the body takes."""
-        used = self.uses()
+        used = self.uses
         if "value" in used:
             return "value"
         if "fields" in used or "field_value" in used:
@@ -409,11 +411,11 @@ class Setting(OnOne, Answered):
 
     def named(self) -> set[str]:
         """The fields that the body names one by one."""
-        return {word.removeprefix("field:") for word in self.uses() if word.startswith("field:")}
+        return {word.removeprefix("field:") for word in self.uses if word.startswith("field:")}
 
     @model_validator(mode="after")
     def _carries_one(self) -> Setting:
-        used = self.uses()
+        used = self.uses
         kinds = ("value" in used, bool({"fields", "field_value"} & used), bool(self.named()))
         if sum(kinds) != 1:
             raise ValueError(
@@ -464,7 +466,7 @@ class Operations(Part):
         if self.find and self.find.id is None:
             raise ValueError("`find` needs `id`: it is there to find out {id}")
         for key, operation in self._on_one().items():
-            if "id" in operation.uses() and (self.list is None or self.list.id is None):
+            if "id" in operation.uses and (self.list is None or self.list.id is None):
                 raise ValueError(f"`{key}` has {{id}}, and `list` does not say where an item's `id` is")
         self._values_fit()
         self._versions_fit()
@@ -480,7 +482,7 @@ class Operations(Part):
                 continue
             if (write.carries() == "value") == (self.get.fields is not None):
                 raise ValueError(f"`get` and `{key}` differ: one has one text (value), the other several fields")
-            if ("content_type" in write.uses()) != (self.get.content_type is not None):
+            if ("content_type" in write.uses) != (self.get.content_type is not None):
                 raise ValueError(f"`content_type` of `get` and {{content_type}} of `{key}` go together")
         if self.create and self.set and self.create.named() != self.set.named():
             raise ValueError("`set` and `create` name different fields")

@@ -25,6 +25,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from typing import Any
 
 from aiohttp import web
@@ -123,6 +124,11 @@ class BitwardenServer(SandboxServer):
         return _error(BitwardenError("Too many login requests" if status == 429 else message, status=status))
 
     async def _answer(self, request: web.Request) -> web.Response:
+        answer = await self._handle(request)
+        answer.headers["Date"] = formatdate(self.clock().timestamp(), usegmt=True)
+        return answer
+
+    async def _handle(self, request: web.Request) -> web.Response:
         route, match = _route(request)
         if route is None:
             self.unknown.append((request.method, request.path_qs))

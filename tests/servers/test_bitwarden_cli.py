@@ -1,11 +1,17 @@
 """The official `bw` client on the sandbox's server: both sides agree on every key and every byte."""
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from sandbox.bitwarden_people import ARGON2ID, PBKDF2, Person
+from shared.errors import SecretNotFound
+from shared.model import Secret
+from shared.vault import Vault
+from shared.vaults.vaultwarden import Settings, connect
 from shared.vaults.vaultwarden.crypto import Kdf
 from tests.servers.bitwarden_cli import Bw, BwError, BwOpen, Hosted, login_item, note_item
 
@@ -184,3 +190,128 @@ def test_a_stale_copy_is_refused_and_a_sync_makes_it_fresh(bw: BwOpen, ada: Pers
 def test_a_token_that_is_about_to_end_is_renewed(bw: BwOpen, bitwarden: Hosted) -> None:
     bw.sync()
     assert bitwarden.server.calls["refresh"] >= 1
+
+
+# The official client and ours, on the same items.
+
+
+@dataclass(frozen=True)
+class Both:
+    """One account, opened by the official client and by ours."""
+
+    person: Person
+    bw: BwOpen
+    settings: Settings
+    where: dict[str, Any]
+    """What the official client adds to an item that belongs to our vault."""
+
+
+@pytest.fixture(scope="module", params=["own vault, pbkdf2", "collection, argon2id"])
+def both(request: pytest.FixtureRequest, bitwarden: Hosted, new_bw: Callable[[], Bw]) -> Iterator[Both]:
+    shared = request.param.startswith("collection")
+    email = "grace@example.org" if shared else "alan@example.org"
+    server = bitwarden.server
+    person = bitwarden.do(lambda: server.register(email, PASSWORD, ARGON2ID if shared else PBKDF2))
+    told: dict[str, Any] = {"organization": "Navy", "collection": "Teams/Prod"} if shared else {"folder": "Teams/Prod"}
+    where: dict[str, Any] = {}
+    if shared:
+        navy = bitwarden.do(lambda: person.found("Navy"))
+        prod = bitwarden.do(lambda: person.add_collection(navy, "Teams/Prod"))
+        where = {"organizationId": navy.id, "collectionIds": [prod.id]}
+    else:
+        where = {"folderId": bitwarden.do(lambda: person.add_folder("Teams/Prod")).id}
+    client = new_bw()
+    client.login(email, PASSWORD)
+    settings = Settings.model_validate(
+        {
+            "kind": "vaultwarden",
+            "url": server.url,
+            "email": email,
+            "password": PASSWORD,
+            "ca_bundle": str(server.ca_bundle),
+            **told,
+        }
+    )
+    with client.open() as opened:
+        yield Both(person, opened, settings, where)
+
+
+@pytest.fixture
+async def ours(both: Both) -> AsyncIterator[Vault]:
+    vault = connect("family", both.settings)
+    await vault.open()
+    yield vault
+    await vault.aclose()
+
+
+async def test_what_the_official_client_creates_we_read(both: Both, ours: Vault) -> None:
+    fields = [{"name": "text \u00fc", "value": UNICODE, "type": 0}, {"name": "pin", "value": "1234", "type": 1}]
+    item = login_item(
+        "theirs/login", username="u", password=UNICODE, totp="JBSWY3DPEHPK3PXP", uris=["https://a", "https://b"],
+        fields=fields, **both.where,
+    )  # fmt: skip
+    created = await asyncio.to_thread(both.bw.create, "item", item)
+    notes = ("☂\u00e4\n" * 3_334)[:10_000]
+    await asyncio.to_thread(both.bw.create, "item", note_item("theirs/note", notes, **both.where))
+    seen = {entry.name: entry.fingerprint async for entry in ours.list_secrets("theirs/")}
+    assert sorted(seen) == ["theirs/login", "theirs/note"]
+    assert (await ours.get_secret("theirs/login")).fields == {
+        "username": "u", "password": UNICODE, "totp": "JBSWY3DPEHPK3PXP", "uri": "https://a", "uri2": "https://b",
+        "text \u00fc": UNICODE, "pin": "1234",
+    }  # fmt: skip
+    assert (await ours.get_secret("theirs/note")).fields == {"notes": notes}
+
+    created["login"]["password"] = "two"
+    await asyncio.to_thread(both.bw.edit, "item", created["id"], created)
+    assert (await ours.get_secret("theirs/login")).fields["password"] == "two"
+    assert (await ours.describe_secret("theirs/login")).fingerprint != seen["theirs/login"]
+    await asyncio.to_thread(both.bw.delete, "item", created["id"])
+    with pytest.raises(SecretNotFound):
+        await ours.get_secret("theirs/login")
+
+
+async def test_what_we_write_the_official_client_reads(both: Both, ours: Vault) -> None:
+    notes = ("☂\u00e4\n" * 3_334)[:10_000]
+    fields = {
+        "username": "u", "password": UNICODE, "totp": "JBSWY3DPEHPK3PXP", "uri": "https://a", "notes": notes,
+        "pin \u00fc": UNICODE,
+    }  # fmt: skip
+    await ours.set_secret("ours/login", Secret(fields))
+    await ours.set_secret("ours/note", Secret({"value": UNICODE}))
+    seen = await asyncio.to_thread(both.bw.items)
+    login = seen["ours/login"]
+    assert {key: login["login"][key] for key in ("username", "password", "totp")} == {
+        key: fields[key] for key in ("username", "password", "totp")
+    }
+    assert [each["uri"] for each in login["login"]["uris"]] == ["https://a"]
+    assert login["notes"] == notes
+    assert {"pin \u00fc": UNICODE}.items() <= {each["name"]: each["value"] for each in login["fields"]}.items()
+    assert {key: login.get(key) for key in both.where} == both.where
+    assert [(each["value"], each["type"]) for each in seen["ours/note"]["fields"]] == [(UNICODE, 1)]
+
+    await ours.set_secret("ours/login", Secret({**fields, "password": "two"}))
+    login = (await asyncio.to_thread(both.bw.items))["ours/login"]
+    assert login["login"]["password"] == "two"
+    assert [each["password"] for each in login["passwordHistory"]] == [UNICODE]
+    await ours.delete_secret("ours/login")
+    assert "ours/login" not in await asyncio.to_thread(both.bw.items)
+    trash = await asyncio.to_thread(both.bw.list, "items", "?trash=true")
+    assert [each["name"] for each in trash if each["name"].startswith("ours/")] == ["ours/login"]
+
+
+async def test_an_update_of_ours_keeps_what_people_have_put_there(both: Both, ours: Vault) -> None:
+    item = login_item(
+        "both", username="u", password="one", uris=["https://a"], notes="by hand",
+        fields=[{"name": "linked", "type": 3, "linkedId": 100}], favorite=True, reprompt=1, **both.where,
+    )  # fmt: skip
+    created = await asyncio.to_thread(both.bw.create, "item", item)
+    await ours.set_secret("both", Secret({"username": "u", "password": "two"}))
+    after = (await asyncio.to_thread(both.bw.items))["both"]
+    assert after["login"]["password"] == "two"
+    assert [each["uri"] for each in after["login"]["uris"]] == ["https://a"]
+    assert (after["notes"], after["favorite"], after["reprompt"]) == ("by hand", True, 1)
+    assert ("linked", 3, 100) in [(each["name"], each["type"], each.get("linkedId")) for each in after["fields"]]
+    assert [each["password"] for each in after["passwordHistory"]] == ["one"]
+    after["login"]["password"] = "three"
+    await asyncio.to_thread(both.bw.edit, "item", created["id"], after)
+    assert (await ours.get_secret("both")).fields["password"] == "three"

@@ -733,3 +733,25 @@ async def test_a_replay_that_begins_leaves_the_run_that_must_follow(tmp_path: Pa
         await w.engine.runs.replay("s", "a")
         await w.drain()
         assert target.values() == source.values()
+
+
+async def test_another_installations_newer_value_is_not_overwritten_by_what_was_read_before_it(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way(delete=PROPAGATE)) as w:
+        source.put("a", "1")
+        await told(w, "a")
+        source.remove("a")
+        await told(w, "a")
+        source.put("a", "2")
+
+        async def hook(vault: str, operation: str, name: str) -> None:
+            if operation == "get":
+                target.hook = None
+                source.put("a", "3")
+                target.put("a", "3")
+
+        target.hook = hook
+        target.writes.clear()
+        await told(w, "a")
+        assert target.values() == {"a": {"value": "3"}}
+        assert target.writes == []

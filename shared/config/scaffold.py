@@ -22,6 +22,8 @@ _SHORT = {
     "key_vault": "azure_key_vault",
     "keyvault": "azure_key_vault",
     "azure-key-vault": "azure_key_vault",
+    "vw": "vaultwarden",
+    "bitwarden": "vaultwarden",
 }
 _KEY_VAULT_HOSTS = (".vault.azure.net", ".vault.azure.cn", ".vault.usgovcloudapi.net")
 _KEYS = {
@@ -33,6 +35,13 @@ _KEYS = {
     "azure_key_vault": """\
     url: {address}
     auth: {{method: default}}         # environment, managed identity or Azure CLI; or managed_identity, service_principal
+""",
+    "vaultwarden": """\
+    url: {address}
+    email: "${{VW_EMAIL}}"
+    password: "${{VW_PASSWORD}}"      # the account's master password
+    # client_id: "${{VW_CLIENT_ID}}"  # the account's API key, where it has two-step login; with client_secret
+    # organization: Ops             # with collection; without them, the account's own vault
 """,
     "file": """\
     path: {address}

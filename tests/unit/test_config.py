@@ -28,10 +28,13 @@ ENVIRONMENT = dict.fromkeys(
         "VAULT_TOKEN", "ROLE_ID", "SECRET_ID", "IDENTITY_CLIENT_ID", "CHINA_TENANT_ID", "CHINA_CLIENT_ID",
         "CHINA_CLIENT_SECRET", "BRANCH_JWT", "BACKUP_KEY", "DOPPLER_TOKEN", "DOPPLER_PROJECT", "DOPPLER_CONFIG",
         "INFISICAL_TOKEN", "INFISICAL_PROJECT", "INFISICAL_ENVIRONMENT", "GITLAB_TOKEN", "GITLAB_PROJECT",
-        "OP_CONNECT_TOKEN", "OP_VAULT",
+        "OP_CONNECT_TOKEN", "OP_VAULT", "VW_PASSWORD", "VW_CLIENT_SECRET",
     ),
     "a value from the environment",
-) | {"VAULT_ADDR": "https://vault.example:8200", "OP_CONNECT_HOST": "https://connect.example"}  # fmt: skip
+) | {
+    "VAULT_ADDR": "https://vault.example:8200", "OP_CONNECT_HOST": "https://connect.example",
+    "VW_EMAIL": "ferry@example.org", "VW_CLIENT_ID": "user.1",
+}  # fmt: skip
 VAULTS = """\
 vaults:
   hub: {kind: azure_key_vault, url: https://hub.vault.azure.net}
@@ -330,7 +333,7 @@ def test_editors_see_what_is_wrong_too(path: Path) -> None:
 
 SIDES = ("hashicorp=http://127.0.0.1:8200", "VAULT=https://vault.example", "azure_key_vault=https://a.vault.azure.net",
          "akv=https://b.vault.azure.net", "https://c.vault.azure.cn", "http://localhost:8200", "file=backup.vault",
-         "./my 'odd' ${file}.vault")  # fmt: skip
+         "bitwarden=https://vw.example/", "./my 'odd' ${file}.vault")  # fmt: skip
 
 
 @pytest.mark.parametrize(("source", "target"), list(itertools.permutations(SIDES, 2)))

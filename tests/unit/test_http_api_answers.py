@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from sandbox.faults import Fault
-from sandbox.http_apis import AnyApi
+from sandbox.http_apis import AnyApi, InfisicalApi
 from shared.errors import (
     AccessDenied,
     Conflict,
@@ -22,9 +23,10 @@ from shared.errors import (
     Unsupported,
     VaultError,
 )
-from shared.model import Expect, Secret
+from shared.mapping import Mapper
+from shared.model import Expect, Secret, Target
 from shared.pacing import Pacer
-from shared.vault import Finding, Use, Vault
+from shared.vault import Finding, NameRule, Use, Vault, check_name
 from shared.vaults.http_api import Settings, answers, connect, failures
 from tests.contract.vaults.harness import everything_told_by
 from tests.contract.vaults.http_api import ETAG, TEXT
@@ -378,6 +380,102 @@ async def test_a_conditional_write_to_what_is_gone_is_a_conflict(scripted: Scrip
     with pytest.raises(MountNotFound, match="see `create`"):
         await vault.set_secret("one", Secret({"value": "x"}), expect=Expect.ANY)
     await vault.aclose()
+
+
+async def test_a_description_costs_no_value(api: AnyApi) -> None:
+    operations = ETAG | {"describe": {"path": "/secrets/{name}", "etag": True}}
+    operations = {
+        key: {name: each for name, each in value.items() if name != "updated_at"} for key, value in operations.items()
+    }
+    vault = vault_of(api, operations)
+    described = await vault.describe_secret("one")
+    assert described == (await vault.get_secret("one")).entry
+    assert described.version == api.secrets["one"]["etag"]
+    assert [method for method, _, _ in api.requests] == ["HEAD", "GET"]
+    with pytest.raises(SecretNotFound):
+        await vault.describe_secret("none")
+    await vault.aclose()
+
+
+async def test_a_long_version_is_kept_as_a_hash(scripted: Scripted) -> None:
+    tag = '"' + "x" * 5_000 + '"'
+    scripted.answer = lambda request: web.json_response({"fields": {"value": "x"}}, headers={"ETag": tag})
+    vault = vault_of(scripted)
+    entry = (await vault.get_secret("one")).entry
+    await vault.aclose()
+    assert entry is not None
+    assert entry.version == tag
+    assert len(entry.fingerprint or "") == 64
+
+
+# folders
+
+
+async def test_an_api_with_folders_of_its_own() -> None:
+    async with InfisicalApi() as server:
+        where = {"projectId": server.project, "environment": server.environment}
+        one = where | {"secretPath": "/{folder}"}
+        body = one | {"secretValue": "{value}", "type": "shared"}
+        operations = {
+            "list": {
+                "path": "/secrets",
+                "query": where | {"recursive": "true"},
+                "items": "secrets",
+                "name": "secretKey",
+                "folder": "secretPath",
+            },
+            "get": {"path": "/secrets/{base}", "query": one, "value": "secret.secretValue"},
+            "set": {"method": "PATCH", "path": "/secrets/{base}", "body": body},
+            "create": {"path": "/secrets/{base}", "body": body},
+            "delete": {"path": "/secrets/{base}", "body": one},
+        }
+        vault = vault_of(server, operations, base_url=f"{server.url}/api/v4")
+        for name in ("KEY", "apps/KEY", "apps/shop/KEY", "appsx/KEY"):
+            await vault.set_secret(name, Secret({"value": name}))
+        assert ("/apps/shop", "KEY") in server.secrets
+        assert sorted([entry.name async for entry in vault.list_secrets("apps/")]) == ["apps/KEY", "apps/shop/KEY"]
+        assert (await vault.get_secret("apps/shop/KEY")).fields == {"value": "apps/shop/KEY"}
+        await vault.delete_secret("apps/KEY")
+        assert sorted([entry.name async for entry in vault.list_secrets()]) == ["KEY", "apps/shop/KEY", "appsx/KEY"]
+        await vault.aclose()
+
+
+async def test_a_tree_is_walked_folder_by_folder(scripted: Scripted) -> None:
+    tree = {"": ["one", "a/", "../", "//"], "a/": ["two", "b/"], "a/b/": ["three"]}
+
+    def answer(request: web.Request) -> web.Response:
+        return web.json_response({"keys": tree[request.path.removeprefix("/v1/list/")]})
+
+    scripted.answer = answer
+    operations = {
+        "list": {"path": "/list/{prefix|path}", "items": "keys", "tree": True},
+        "get": {"path": "/{name}", "fields": "@"},
+    }
+    vault = vault_of(scripted, operations)
+    assert sorted([entry.name async for entry in vault.list_secrets()]) == ["a/b/three", "a/two", "one"]
+    assert sorted([entry.name async for entry in vault.list_secrets("a/b/")]) == ["a/b/three"]
+    await vault.aclose()
+
+
+# names
+
+
+def test_names_are_fitted_and_a_change_of_the_rule_makes_them_due() -> None:
+    rule = NameRule(re.compile("[A-Z_]"), replacement="_", upper_case=True)
+    assert rule.fit("apps/db-pässword") == "APPS_DB_P_SSWORD"
+    assert rule.fit(rule.fit("apps/db")) == rule.fit("apps/db")
+    target = Target("prod", "prod")
+    rules = [
+        NameRule(),
+        NameRule(upper_case=True),
+        NameRule(re.compile("[A-Z_]")),
+        NameRule(re.compile("[A-Z_]"), replacement="_"),
+        rule,
+    ]
+    assert len({Mapper(target, each).recipe for each in rules}) == 5
+    assert not Mapper(target, NameRule(upper_case=True)).injective
+    with pytest.raises(InvalidSecret):
+        check_name("legacy", "lower", NameRule(upper_case=True))
 
 
 # on the way

@@ -8,6 +8,7 @@ that in the answer, or where the listing, asked after it, still answers.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, ClassVar, NoReturn
@@ -38,6 +39,9 @@ from shared.vaults.http_api.settings import Listing, Operation, Setting, Setting
 
 CONCURRENCY = 8
 """Who runs a public API counts requests: most have limits by the minute."""
+
+_LONG = 200
+"""Characters of a version, past which its fingerprint is a hash."""
 
 
 class HttpApi(Vault):
@@ -222,7 +226,10 @@ class HttpApi(Vault):
         raise failure
 
     def _entry(self, name: str, version: str | None, updated_at: Any) -> Entry:
-        return Entry(name, fingerprint=version, version=version, updated_at=updated_at)
+        # It is kept for every secret, and nobody bounds what an API calls a version.
+        long = version is not None and len(version) > _LONG
+        fingerprint = hashlib.sha256(version.encode()).hexdigest() if version is not None and long else version
+        return Entry(name, fingerprint=fingerprint, version=version, updated_at=updated_at)
 
     # writing
 

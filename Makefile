@@ -4,14 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check servers test-real bench fmt clean
+.PHONY: help install demo test check servers test-real bench constraints fmt clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
-$(BIN)/vaultferry: pyproject.toml requirements.txt
+$(BIN)/vaultferry: pyproject.toml requirements.txt constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
 	@touch $@
 
 install: $(BIN)/vaultferry ## make .venv with the vaultferry command
@@ -36,6 +36,9 @@ test-real: install ## contract, integration and end-to-end suites against the re
 
 bench: install ## throughput against a real Vault, as a ratio to a bare loop in the same run
 	@$(BIN)/python -m benchmarks
+
+constraints: ## newest versions that requirements.txt allows, into constraints.txt
+	@$(BIN)/python -m tests.constraints
 
 fmt: install ## format and fix what can be fixed
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .

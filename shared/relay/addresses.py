@@ -38,7 +38,7 @@ def parse_listen(text: str) -> Address:
     except ValueError:
         raise _wrong(text) from None
     if parts.scheme == "unix":
-        if parts.netloc or not parts.path.startswith("/") or parts.fragment:
+        if parts.netloc or not parts.path.startswith("/") or parts.path.endswith("/") or parts.fragment:
             raise _wrong(text)
         return Address("unix", path=unquote(parts.path), mode=_mode(text, parts.query))
     rest = parts.path.strip("/") or parts.query or parts.fragment or parts.username

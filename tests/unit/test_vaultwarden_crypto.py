@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from cryptography.hazmat.primitives.hashes import SHA1, SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import InvalidSecret
@@ -124,11 +124,13 @@ def test_a_private_key_that_is_none_is_told() -> None:
 # --- EncStrings ---------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text_comes_back(text: str) -> None:
     assert crypto.decrypt_text(crypto.encrypt(text, KEY), KEY) == text
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=100))
 def test_any_bytes_come_back(content: bytes) -> None:
     assert crypto.decrypt(crypto.encrypt(content, KEY), KEY) == content
@@ -144,6 +146,7 @@ def test_half_a_character_is_refused() -> None:
     assert caught.value.__context__ is None
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_no_changed_bit_passes(data: st.DataObject) -> None:
     parts = [bytearray(base64.b64decode(part)) for part in crypto.encrypt("secret value", KEY)[2:].split("|")]
@@ -153,12 +156,14 @@ def test_no_changed_bit_passes(data: st.DataObject) -> None:
         crypto.decrypt("2." + "|".join(base64.b64encode(part).decode() for part in parts), KEY)
 
 
+@settings(deadline=None)
 @given(st.text("0123456789.|=+/AZaz "))
 def test_anything_else_is_refused_as_a_secret_and_not_as_a_defect(text: str) -> None:
     with pytest.raises(InvalidSecret):
         crypto.decrypt(text, KEY)
 
 
+@settings(deadline=None)
 @given(st.integers(0))
 def test_a_cut_text_is_refused(length: int) -> None:
     whole = crypto.encrypt("a secret value of some length", KEY)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import InvalidSecret
@@ -74,6 +74,7 @@ def plain(text: str, item: items.Item) -> str:
 # --- both ways ----------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(FIELDS)
 def test_what_is_written_comes_back_as_it_was(fields: dict[str, Any]) -> None:
     items.check_fields(fields)
@@ -82,12 +83,14 @@ def test_what_is_written_comes_back_as_it_was(fields: dict[str, Any]) -> None:
     assert {name: type(value) for name, value in got.items()} == {name: type(value) for name, value in fields.items()}
 
 
+@settings(deadline=None)
 @given(FIELDS, FIELDS)
 def test_an_update_leaves_exactly_the_new_fields(before: dict[str, Any], after: dict[str, Any]) -> None:
     document = stored(items.created("db", before, KEY))
     assert read(stored(items.updated(opened(document), after, NOW))) == after
 
 
+@settings(deadline=None)
 @given(FIELDS)
 def test_a_persons_item_that_is_taken_over_reads_as_what_was_written(fields: dict[str, Any]) -> None:
     uris = [{"uri": "https://one", "match": 3}, {"uri": "https://two", "match": None}]
@@ -324,6 +327,7 @@ DAMAGE = st.sampled_from(
 )
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_whatever_the_server_sends_is_an_item_or_an_error_about_it(data: st.DataObject) -> None:
     junk = st.none() | st.integers() | st.booleans() | st.lists(st.none()) | st.dictionaries(TEXT, TEXT) | DAMAGE

@@ -412,6 +412,16 @@ async def test_what_a_person_saved_meanwhile_is_looked_at_before_it_is_saved_ove
     assert await fields(vault, "one") == {"password": "2"}
 
 
+async def test_a_folder_that_a_person_removes_while_it_is_known_is_not_insisted_on(world: World) -> None:
+    folder = world.ada.add_folder("apps")
+    vault = world.connect()
+    await vault.set_secret("apps/db", Secret({"value": "1"}))
+    world.server.state.delete_folder(world.ada.account, folder.id)
+    await vault.set_secret("apps/new", Secret({"value": "2"}))
+    assert set(world.ada.items()) == {"db", "apps/new"}
+    assert await names(vault) == ["apps/new", "db"]
+
+
 async def test_only_a_changed_password_adds_to_the_history(world: World) -> None:
     vault = world.connect()
     for password in ("1", "1", "2"):

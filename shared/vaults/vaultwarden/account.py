@@ -25,6 +25,7 @@ from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 import httpx
+from cryptography.exceptions import UnsupportedAlgorithm
 
 from shared import VERSION
 from shared.errors import AccessDenied, ConfigError, InvalidSecret, Unavailable, VaultError
@@ -155,7 +156,8 @@ class Account:
             verify=self._tls,
             timeout=httpx.Timeout(self._timeout, connect=min(10.0, self._timeout)),
             # The pacer bounds the calls; a second bound here would only hide its queue from it.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32),
+            # Vaultwarden closes idle connections after five seconds, and a write on one that is being closed is in doubt.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=32, keepalive_expiry=3.0),
             follow_redirects=False,
             headers={
                 "Accept": "application/json",
@@ -219,7 +221,12 @@ class Account:
         by_key = self._settings.client_secret is not None
         kdf, email = await self._prelogin(), self._settings.email
         # Seconds of work, which must not hold up the event loop.
-        master = await asyncio.to_thread(crypto.master_key, password, email, kdf)
+        try:
+            master = await asyncio.to_thread(crypto.master_key, password, email, kdf)
+        except UnsupportedAlgorithm:
+            master = None
+        if master is None:
+            raise AccessDenied("the account uses Argon2id, for which the installed `cryptography` needs OpenSSL 3.2")
         device = {
             "deviceType": _DEVICE_TYPE,
             "deviceIdentifier": self._device,

@@ -26,6 +26,8 @@ class TokenRefused(AccessDenied):
 
 _PHRASES: tuple[tuple[str, type[VaultError], str], ...] = (
     ("out of date", Conflict, "somebody else has just saved this item"),
+    ("Invalid folder", Conflict, "its folder is not there any more"),
+    ("Invalid collection", Conflict, "its collection is not there any more"),
     ("doesn't exist", SecretNotFound, "there is no such item any more"),
     ("is not owned by user", SecretNotFound, "the account does not see this item any more"),
     ("not write accessible", AccessDenied, "the account may only read this item"),

@@ -183,7 +183,7 @@ class VaultwardenVault(Vault):
                 if saved is not None:
                     return saved.entry
                 await self._synced()
-            raise Unavailable("somebody else keeps saving this item")
+            raise Unavailable("somebody else keeps changing this item or its place")
 
     async def delete_secret(self, name: str, *, expect: str | Expect = Expect.ANY) -> None:
         """Into the trash, from where the web vault restores it for 30 days; or for good (`delete_mode: permanent`)."""
@@ -256,7 +256,7 @@ class VaultwardenVault(Vault):
         if not document or document.get("deletedDate") or (prefix := copied.places.prefix_of(document)) is None:
             copied.drop(item_id)
             return None
-        item = items.opened(document, prefix, copied.key)
+        item = items.opened(_lean(document), prefix, copied.key)
         copied.put(item)
         return item
 
@@ -308,13 +308,14 @@ class VaultwardenVault(Vault):
 
     async def _fill(self, copied: _Copy, documents: list[Mapping[str, Any]]) -> None:
         earlier = self._copy
-        for number, document in enumerate(documents):
+        for number, whole in enumerate(documents):
             if number % _SLICE == 0:
                 await asyncio.sleep(0)
-            if document.get("deletedDate"):
+            if whole.get("deletedDate"):
                 continue
-            if not isinstance(document.get("id"), str):
+            if not isinstance(whole.get("id"), str):
                 raise not_bitwarden()
+            document = _lean(whole)
             try:
                 prefix = copied.places.prefix_of(document)
                 if prefix is None:
@@ -331,6 +332,7 @@ class VaultwardenVault(Vault):
     # What is written.
 
     async def _create(self, name: str, secret: Secret) -> Item | None:
+        """None: its folder or collection is not there any more; look again."""
         copied = self._copy or await self._synced()
         place, own_name = copied.places.home(name)
         request = {
@@ -343,7 +345,11 @@ class VaultwardenVault(Vault):
             sent = self._account.send("POST", "/ciphers", request)
         else:
             sent = self._account.send("POST", "/ciphers/create", {"cipher": request, "collectionIds": [place]})
-        return self._saved(await self._write(sent), name.removesuffix(own_name), copied)
+        try:
+            document = await self._write(sent)
+        except (Conflict, SecretNotFound):
+            return None
+        return self._saved(document, name.removesuffix(own_name), copied)
 
     async def _update(self, item: Item, secret: Secret) -> Item | None:
         """None: somebody else was there first, or it is in the trash; look again."""
@@ -371,7 +377,7 @@ class VaultwardenVault(Vault):
 
     def _saved(self, document: Mapping[str, Any], prefix: str, copied: _Copy) -> Item:
         try:
-            item = items.opened(document, prefix, copied.key)
+            item = items.opened(_lean(document), prefix, copied.key)
         except InvalidSecret:
             item = None
         if item is None:
@@ -446,6 +452,11 @@ class VaultwardenVault(Vault):
         except VaultError as error:
             error.vault, error.path = self.id, name
             raise
+
+
+def _lean(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Without `data`, where servers repeat the whole item for old clients."""
+    return {name: value for name, value in document.items() if name != "data"}
 
 
 class _Shared(Generic[T]):

@@ -454,6 +454,9 @@ async def test_a_tree_is_walked_folder_by_folder(scripted: Scripted) -> None:
     vault = vault_of(scripted, operations)
     assert sorted([entry.name async for entry in vault.list_secrets()]) == ["a/b/three", "a/two", "one"]
     assert sorted([entry.name async for entry in vault.list_secrets("a/b/")]) == ["a/b/three"]
+    scripted.answer = lambda request: web.json_response({"keys": ["deeper/"]})
+    with pytest.raises(Unsupported, match="deeper than 64 levels"):
+        [entry async for entry in vault.list_secrets()]
     await vault.aclose()
 
 

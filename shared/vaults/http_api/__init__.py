@@ -1,7 +1,9 @@
 """Any HTTP API that holds secrets: configured, not programmed.
 
 settings.py    what the configuration may say, and what is wrong with it
-templates.py   requests: placeholders in paths, queries, headers and bodies
+templates.py   placeholders, and what they become
+requests.py    addresses and bodies
+shape.py       a secret as the API has it, and back
 answers.py     answers: JMESPath, and what it finds
 pages.py       how a listing goes on
 auth.py        credentials

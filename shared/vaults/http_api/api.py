@@ -11,10 +11,9 @@ import asyncio
 import hashlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, NoReturn
-from urllib.parse import urlencode
 
-from shared import onestring
 from shared.errors import (
     AccessDenied,
     Conflict,
@@ -28,20 +27,22 @@ from shared.errors import (
 from shared.model import Entry, Expect, Secret
 from shared.pacing import Pacer
 from shared.vault import Capabilities, Finding, FingerprintCost, NameRule, Use, Vault, check_name
-from shared.vaults.http_api import answers, templates
+from shared.vaults.http_api import answers, requests, templates
 from shared.vaults.http_api.answers import Answer, Item, Unmapped
 from shared.vaults.http_api.auth import Auth, Credentials
-from shared.vaults.http_api.client import Client, Refused, query_string
+from shared.vaults.http_api.client import Client, Refused
 from shared.vaults.http_api.failures import Absent, Unauthorized
 from shared.vaults.http_api.identity import Ids
 from shared.vaults.http_api.pages import Step, Walk
 from shared.vaults.http_api.settings import Listing, Operation, Setting, Settings
+from shared.vaults.http_api.shape import Shape
 
 CONCURRENCY = 8
 """Who runs a public API counts requests: most have limits by the minute."""
 
 _LONG = 200
 """Characters of a version, past which its fingerprint is a hash."""
+_DEEPEST = 64
 
 
 class HttpApi(Vault):
@@ -61,9 +62,7 @@ class HttpApi(Vault):
         self._client = Client(vault_id, settings)
         self._auth = Auth(settings, self._client, self._paced)
         self._ids = Ids()
-        self._theirs = dict(settings.field_mapping)
-        self._ours = {theirs: ours for ours, theirs in settings.field_mapping.items()}
-        self._named = tuple(sorted(self._operations.set.named())) if self._operations.set else ()
+        self._shape = Shape(settings)
         self._names = _name_rule(settings)
         self._look = asyncio.Lock()
         self._looks_begun = 0
@@ -110,6 +109,8 @@ class HttpApi(Vault):
                 told = {"prefix": folder}
             async for item in self._walk(listing, "list", told, folder if listing.tree else ""):
                 if listing.tree and item.name.endswith("/"):
+                    if item.name.count("/") > _DEEPEST:
+                        raise Unsupported(f"the folders are nested deeper than {_DEEPEST} levels", vault=self.id)
                     if item.wanted and self._enterable(item.name):
                         folders.append(item.name)
                     continue
@@ -173,16 +174,9 @@ class HttpApi(Vault):
         getting = self._operations.get
         assert getting is not None  # noqa: S101 - _get has looked
         try:
-            if getting.fields is not None:
-                fields = answers.fields(getting, answer.body, self._ours, self._named)
-                return Secret(fields, entry=entry)
-            text, content_type = answers.one_text(getting, answer.body)
-            marked = content_type == onestring.CONTENT_TYPE
-            unpacked = onestring.unpack(text, content_type)
+            return replace(self._shape.secret(getting, answer), entry=entry)
         except VaultError as error:
             failure = self._placed(error, name)
-        else:
-            return Secret(unpacked, content_type=None if marked else content_type, entry=entry)
         raise failure
 
     async def _get(self, name: str) -> tuple[Answer, Entry]:
@@ -242,7 +236,7 @@ class HttpApi(Vault):
             self._lacks("set", name)
         self._comparable(expect, name)
         values = self._packed(name, secret, write)
-        conditions = _conditions(expect)
+        conditions = requests.conditions(expect)
         if create is not None and expect is Expect.ABSENT:
             return await self._write(create, "create", name, values, conditions)
         try:
@@ -267,48 +261,10 @@ class HttpApi(Vault):
     def _packed(self, name: str, secret: Secret, write: Setting) -> dict[str, Any]:
         """What the body's placeholders stand for. Raises InvalidSecret for what the API could not give back."""
         try:
-            return self._one_text(secret, write) if write.carries() == "value" else self._several(secret)
+            return self._shape.values(secret, write)
         except InvalidSecret as error:
             failure = self._placed(error, name)
         raise failure
-
-    def _one_text(self, secret: Secret, write: Setting) -> dict[str, Any]:
-        text, mark = onestring.pack(secret.fields)
-        if mark and "content_type" not in write.uses:
-            raise InvalidSecret(
-                "it has other fields than one text called 'value', and this API holds one text without a mark: "
-                "use `granularity: field`, or give `content_type` a place"
-            )
-        self._fits(text)
-        own = secret.content_type if secret.content_type != onestring.CONTENT_TYPE else None
-        return {"value": text, "content_type": mark or own, "fields": {}}
-
-    def _several(self, secret: Secret) -> dict[str, Any]:
-        fields = self._renamed(secret)
-        self._fits(onestring.to_json(fields))
-        if not _interoperable(fields):
-            raise InvalidSecret("it holds a number past 2^53, which APIs round without a word: store it as text")
-        return {"fields": fields, "value": None, "content_type": secret.content_type}
-
-    def _fits(self, text: str) -> None:
-        size, most = _bytes(text), self._settings.max_bytes
-        if size is None:
-            raise InvalidSecret("it holds half a character (a lone surrogate), which can not be sent")
-        if most is not None and size > most:
-            raise InvalidSecret(f"it takes {size:,} bytes; max_bytes allows {most:,}")
-
-    def _renamed(self, secret: Secret) -> dict[str, Any]:
-        fields: dict[str, Any] = {}
-        for field, value in secret.fields.items():
-            theirs = self._theirs.get(field, field)
-            if theirs in fields:
-                raise InvalidSecret(f"two of its fields would both be called {theirs!r} there: see field_mapping")
-            fields[theirs] = value
-        unknown = set(fields) - set(self._named) if self._named else set()
-        if unknown:
-            takes = ", ".join(repr(self._ours.get(each, each)) for each in self._named)
-            raise InvalidSecret(f"it has {len(unknown)} field(s) that this API has no place for; it takes {takes}")
-        return fields
 
     async def delete_secret(self, name: str, *, expect: str | Expect = Expect.ANY) -> None:
         check_name(self.id, name, self._names)
@@ -320,7 +276,7 @@ class HttpApi(Vault):
             await self._get(name)
         if expect is Expect.ABSENT:
             raise Conflict("it is there, and was expected not to be", vault=self.id, path=name)
-        await self._one(deleting, "delete", name, conditions=_conditions(expect), parse=False)
+        await self._one(deleting, "delete", name, conditions=requests.conditions(expect), parse=False)
         self._ids.forget(name)
 
     def _comparable(self, expect: str | Expect, name: str) -> None:
@@ -395,7 +351,7 @@ class HttpApi(Vault):
     ) -> tuple[str, bytes | None]:
         """Address and body. Raises InvalidSecret for what none can be made of."""
         try:
-            return self._url(operation, locators, {}), _body(operation, {**locators, **values})
+            return self._url(operation, locators, {}), requests.body(operation, {**locators, **values})
         except VaultError as error:
             failure = self._placed(error, name)
         raise failure
@@ -438,10 +394,7 @@ class HttpApi(Vault):
     # every request passes here
 
     def _url(self, operation: Operation, locators: Mapping[str, str], more: Mapping[str, str]) -> str:
-        made = self._settings.base_url + templates.path(operation.path, locators)
-        query = {key: templates.text(value, locators) for key, value in operation.query.items()}
-        query = {templates.text(key, locators): value for key, value in query.items()} | dict(more)
-        return f"{made}?{query_string(query)}" if query else made
+        return requests.url(self._settings.base_url, operation, locators, more)
 
     async def _send(
         self,
@@ -457,16 +410,16 @@ class HttpApi(Vault):
     ) -> Answer:
         headers = {"Accept": "*/*" if getattr(operation, "answer", "json") == "text" else "application/json"}
         if body is not None:
-            headers["Content-Type"] = _CONTENT_TYPES[operation.body_type]
+            headers["Content-Type"] = requests.CONTENT_TYPES[operation.body_type]
         headers |= self._settings.headers
         headers |= {key: templates.text(value, locators) for key, value in operation.headers.items()}
         headers |= conditions or {}
         headers |= credentials.headers
         if credentials.query:
-            url += ("&" if "?" in url else "?") + query_string(credentials.query)
+            url += ("&" if "?" in url else "?") + requests.query_string(credentials.query)
         if body is None and operation.body is not None:
-            body = _body(operation, locators)
-            headers.setdefault("Content-Type", _CONTENT_TYPES[operation.body_type])
+            body = requests.body(operation, locators)
+            headers.setdefault("Content-Type", requests.CONTENT_TYPES[operation.body_type])
         return await self._client.call(operation, word, url, headers=headers, body=body, parse=parse)
 
     async def _call(
@@ -576,30 +529,6 @@ class _Doubtful(SecretNotFound):
         self.content = content
 
 
-_CONTENT_TYPES = {
-    "json": "application/json",
-    "form": "application/x-www-form-urlencoded",
-    "text": "text/plain; charset=utf-8",
-}
-
-
-def _body(operation: Operation, values: Mapping[str, Any]) -> bytes | None:
-    """Raises InvalidSecret for what can not be sent."""
-    if operation.body is None:
-        return None
-    made: str | None
-    if operation.body_type == "form":
-        fields = {templates.text(key, values): templates.text(value, values) for key, value in operation.body.items()}
-        made = urlencode(fields) if all(_bytes(each) is not None for pair in fields.items() for each in pair) else None
-    elif operation.body_type == "text":
-        made = templates.text(operation.body, values)
-    else:
-        made = onestring.to_json(templates.structure(operation.body, values))
-    if made is None or _bytes(made) is None:
-        raise InvalidSecret("it holds half a character (a lone surrogate), which can not be sent")
-    return made.encode()
-
-
 def _says(expression: str | None, content: bytes) -> bool:
     """Whether an expression finds something in the answer to a refusal; one that is no JSON says nothing."""
     if expression is None:
@@ -608,36 +537,6 @@ def _says(expression: str | None, content: bytes) -> bool:
         return answers.truthy(expression, answers.parse(content))
     except VaultError:
         return False
-
-
-def _conditions(expect: str | Expect) -> dict[str, str]:
-    """https://www.rfc-editor.org/rfc/rfc9110#section-13.1"""
-    if expect is Expect.ANY:
-        return {}
-    return {"If-None-Match": "*"} if isinstance(expect, Expect) else {"If-Match": expect}
-
-
-def _bytes(text: str) -> int | None:
-    try:
-        return len(text.encode())
-    except UnicodeEncodeError:
-        return None
-
-
-def _interoperable(value: Any) -> bool:
-    """Whether every number in it comes through others' JSON: https://www.rfc-editor.org/rfc/rfc8259#section-6
-
-    Raises InvalidSecret for what is nested too deeply.
-    """
-    try:
-        if isinstance(value, Mapping):
-            return all(map(_interoperable, value.values()))
-        if isinstance(value, list | tuple):
-            return all(map(_interoperable, value))
-        return not isinstance(value, int) or abs(value) <= 2**53
-    except RecursionError:
-        pass
-    raise InvalidSecret("its value is nested too deeply")
 
 
 def _name_rule(settings: Settings) -> NameRule:

@@ -11,7 +11,7 @@ import ssl
 import urllib.request
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import urlsplit
 
 from shared.errors import ConfigError, InvalidSecret, MountNotFound, Unavailable, Unsupported, VaultError
 from shared.vaults.http_api import answers, failures
@@ -195,7 +195,3 @@ def _context(vault_id: str, settings: Settings) -> ssl.SSLContext | None:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else None
     raise ConfigError(f"{vault_id}: the file given as {setting} can not be used: {reason or 'not a PEM file of these'}")
-
-
-def query_string(parameters: Mapping[str, str]) -> str:
-    return urlencode(parameters, quote_via=quote, safe="")

@@ -489,3 +489,26 @@ def test_module_names_fit_deployments() -> None:
         shown = properties(module.body)["name"]
         assert len(re.sub(r"\$\{\w+\}", "x" * 13, text(shown)[1:-1])) <= 64, name
     assert plain(properties(MAIN.modules["app"].body)["name"]) == "app"
+
+
+# --- the page -------------------------------------------------------------------------------------------------------
+
+PAGE = (ROOT / "docs" / "deploying.md").read_text("utf-8")
+
+
+def test_the_page_tells_of_every_parameter_and_its_default() -> None:
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (.*?) \|", PAGE, re.MULTILINE)
+    shown = {name: defaults for names, defaults in rows for name in re.findall(r"`(\w+)`", names)}
+    assert set(shown) == set(MAIN.parameters)
+    for name, defaults in shown.items():
+        default = MAIN.value(MAIN.defaults[name], {}) if name in MAIN.defaults and name != "location" else ""
+        if default != "":
+            as_bicep = default if isinstance(default, str) else json.dumps(default)
+            assert as_bicep in re.findall(r"[^`,\s]+", defaults), name
+
+
+def test_the_page_speaks_of_outputs_and_files_that_there_are() -> None:
+    for name in re.findall(r"output `(\w+)`", PAGE):
+        assert name in MAIN.outputs
+    for path in re.findall(r"infra/[\w./-]+\.(?:bicep|json)", PAGE):
+        assert (ROOT / path).is_file(), path

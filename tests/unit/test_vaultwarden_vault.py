@@ -527,6 +527,39 @@ async def test_an_organisation_key_that_does_not_open_is_told(world: World) -> N
         await world.connect(organization="Ops", collection="Prod").open()
 
 
+@pytest.mark.parametrize("junk", [None, 7, "x", [], [7], [{}], [{"id": 7}], {}], ids=repr)
+@pytest.mark.parametrize("part", ["", "profile", "ciphers", "folders", "collections", "profile.organizations"])
+async def test_an_answer_of_another_shape_is_no_empty_vault(
+    world: World, monkeypatch: pytest.MonkeyPatch, part: str, junk: Any
+) -> None:
+    world.ada.add_note("one", folder=world.ada.add_folder("apps"), fields={"value": "x"})
+    vault = world.connect()
+    get = vault._account.get
+
+    async def spoilt(path: str) -> Any:
+        answer = await get(path)
+        if path.startswith("/sync"):
+            *way, last = part.split(".")
+            place = answer
+            for step in way:
+                place = place[step]
+            if not part:
+                return junk
+            place[last] = junk
+        return answer
+
+    monkeypatch.setattr(vault._account, "get", spoilt)
+    if part != "" and junk in (None, []) and part not in ("profile", "ciphers"):
+        # There may be none of these; but the folder that the item is in must be somewhere.
+        (name,) = await names(vault)
+        assert name.startswith("unreadable item" if part == "folders" else "apps/one")
+    elif (part, junk) == ("ciphers", []):
+        assert await names(vault) == []
+    else:
+        with pytest.raises(Unavailable, match="not a Bitwarden server's"):
+            await names(vault)
+
+
 @pytest.mark.parametrize("path", ["/nowhere", "/identity"])
 async def test_an_address_where_no_such_server_is_is_told(world: World, path: str) -> None:
     with pytest.raises(VaultError, match="look at `url`"):

@@ -27,14 +27,18 @@ class Places:
     unreadable: frozenset[str] = frozenset()
     """Ids of those whose names can not be decrypted: what is in them may belong to the vault or not."""
     read_only: frozenset[str] = frozenset()
+    elsewhere: frozenset[str] = frozenset()
+    """Folders that do not belong to the vault."""
 
     def prefix_of(self, item: Document) -> str | None:
         """None: the item is not in this vault. Raises InvalidSecret where nobody can tell."""
         if item.get("organizationId") != self.organization_id:
             return None
         places: Sequence[str | None] = (
-            [item.get("folderId")] if self.organization_id is None else list(item.get("collectionIds") or [])
+            [item.get("folderId")] if self.organization_id is None else item.get("collectionIds") or []
         )
+        if not isinstance(places, list) or not all(place is None or isinstance(place, str) for place in places):
+            raise InvalidSecret("it is not shaped as an item is")
         # An item may be in several collections, and has one name all the same: the shortest.
         found = sorted(
             (self.prefixes[place] for place in places if place in self.prefixes), key=lambda each: (len(each), each)
@@ -43,6 +47,8 @@ class Places:
             return found[0]
         if any(place in self.unreadable for place in places):
             raise InvalidSecret("the name of its folder or collection can not be read")
+        if self.organization_id is None and places[0] is not None and places[0] not in self.elsewhere:
+            raise InvalidSecret("the server has told nothing of its folder")
         return None
 
     def home(self, name: str) -> tuple[str | None, str]:
@@ -64,7 +70,8 @@ def places(settings: Settings, sync: Document, user_key: SymmetricKey, keys: Map
         names, unreadable = _names(sync.get("folders"), user_key)
         if settings.folder is None:
             return Places(None, {None: "", **{each: f"{name}/" for each, name in names.items()}}, unreadable)
-        return Places(None, _below(settings.folder, names, unreadable, "folder", "in this account"), unreadable)
+        prefixes = _below(settings.folder, names, unreadable, "folder", "in this account")
+        return Places(None, prefixes, unreadable, elsewhere=frozenset(names) - frozenset(prefixes))
     organization = membership(settings, sync)
     collections = [each for each in sync.get("collections") or [] if each.get("organizationId") == organization["id"]]
     names, unreadable = _names(collections, keys[organization["id"]])

@@ -269,12 +269,7 @@ class VaultwardenVault(Vault):
             revision = None
         document = await self._account.get("/sync?excludeDomains=true")
         user_key = await self._account.user_key()
-        if not isinstance(document, dict) or not isinstance(document.get("profile"), dict):
-            raise not_bitwarden()
-        if not isinstance(document.get("ciphers"), list) or not all(
-            isinstance(each, dict) for each in document["ciphers"]
-        ):
-            raise not_bitwarden()
+        _check_shape(document)
         copied = self._empty_copy(document, user_key, began, revision)
         await self._fill(copied, document["ciphers"])
         # What we wrote while the sync was under way may not be in it.
@@ -304,7 +299,7 @@ class VaultwardenVault(Vault):
                 )
         found = places(self._settings, document, user_key, keys)
         key = user_key if found.organization_id is None else keys[found.organization_id]
-        return _Copy(began, revision, str(profile.get("id")), found, key)
+        return _Copy(began, revision, profile["id"], found, key)
 
     async def _fill(self, copied: _Copy, documents: list[Mapping[str, Any]]) -> None:
         earlier = self._copy
@@ -313,8 +308,6 @@ class VaultwardenVault(Vault):
                 await asyncio.sleep(0)
             if whole.get("deletedDate"):
                 continue
-            if not isinstance(whole.get("id"), str):
-                raise not_bitwarden()
             document = _lean(whole)
             try:
                 prefix = copied.places.prefix_of(document)
@@ -452,6 +445,26 @@ class VaultwardenVault(Vault):
         except VaultError as error:
             error.vault, error.path = self.id, name
             raise
+
+
+def _check_shape(sync: Any) -> None:
+    """Raises Unavailable for an answer that a half-working proxy or another kind of server may have made up."""
+    profile = sync.get("profile") if isinstance(sync, dict) else None
+    if not isinstance(profile, dict) or not isinstance(sync.get("ciphers"), list):
+        raise not_bitwarden()
+    for documents in (
+        [profile],
+        sync["ciphers"],
+        sync.get("folders"),
+        sync.get("collections"),
+        profile.get("organizations"),
+    ):
+        if documents is None:
+            continue
+        if not isinstance(documents, list) or not all(
+            isinstance(each, dict) and isinstance(each.get("id"), str) for each in documents
+        ):
+            raise not_bitwarden()
 
 
 def _lean(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ _SHORT = {
     "key_vault": "azure_key_vault",
     "keyvault": "azure_key_vault",
     "azure-key-vault": "azure_key_vault",
+    "http": "http_api",
+    "http-api": "http_api",
     "vw": "vaultwarden",
     "bitwarden": "vaultwarden",
 }
@@ -42,6 +44,15 @@ _KEYS = {
     password: "${{VW_PASSWORD}}"      # the account's master password
     # client_id: "${{VW_CLIENT_ID}}"  # the account's API key, where it has two-step login; with client_secret
     # organization: Ops             # with collection; without them, the account's own vault
+""",
+    "http_api": """\
+    base_url: {address}
+    auth: {{type: bearer, token: "${{{variable}}}"}}   # or api_key, basic, headers, oauth2_client_credentials, mtls
+    operations:                     # as the API has them: docs/vaults/http-api.md, examples/http-api-*.yaml
+      list: {{path: /secrets, items: data, name: name}}
+      get: {{path: "/secrets/{{name}}", value: value}}
+      set: {{path: "/secrets/{{name}}", body: {{value: "{{value}}"}}}}
+      delete: {{path: "/secrets/{{name}}"}}
 """,
     "file": """\
     path: {address}

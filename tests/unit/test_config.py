@@ -333,13 +333,14 @@ def test_editors_see_what_is_wrong_too(path: Path) -> None:
 
 SIDES = ("hashicorp=http://127.0.0.1:8200", "VAULT=https://vault.example", "azure_key_vault=https://a.vault.azure.net",
          "akv=https://b.vault.azure.net", "https://c.vault.azure.cn", "http://localhost:8200", "file=backup.vault",
+         "http_api=https://api.example/v1",
          "bitwarden=https://vw.example/", "./my 'odd' ${file}.vault")  # fmt: skip
 
 
 @pytest.mark.parametrize(("source", "target"), list(itertools.permutations(SIDES, 2)))
 def test_a_first_file_is_always_valid(source: str, target: str) -> None:
     text = scaffold([source], [target])
-    keys = {"HUB_KEY", "BACKUP_KEY", "MY-ODD-FILE_KEY".replace("-", "_")}
+    keys = {"HUB_KEY", "BACKUP_KEY", "API_KEY", "MY-ODD-FILE_KEY".replace("-", "_")}
     config = parse(text.encode(), {**ENVIRONMENT, **dict.fromkeys(keys, "a passphrase long enough")}, "f")
     (sync,) = config.syncs.values()
     assert len(sync.targets) == 1

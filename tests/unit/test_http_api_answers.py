@@ -83,6 +83,25 @@ async def test_each_status_is_sorted(api: AnyApi, status: int, kind: type[VaultE
     assert CANARY not in everything_told_by(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"Retry-After": "3"}, 3.0),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:28:05 GMT", "Date": "Wed, 21 Oct 2026 07:28:00 GMT"}, 5.0),
+        ({"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT", "Date": "Wed, 21 Oct 2026 07:28:05 GMT"}, 0.0),
+        ({"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
+        ({"Retry-After": "-1"}, None),
+        ({"Retry-After": "inf"}, None),
+        ({"Retry-After": "soon"}, None),
+    ],
+)
+def test_either_form_of_retry_after_is_understood(headers: dict[str, str], seconds: float | None) -> None:
+    failure = failures.refusal(429, headers, operation="get")
+    assert isinstance(failure, Unavailable)
+    assert failure.retry_after == seconds
+
+
 async def test_what_is_transient_and_permanent_can_be_said(api: AnyApi) -> None:
     vault = vault_of(api, transient=["423", "409"], permanent=[500])
     for status, transient in ((423, True), (409, True), (500, False), (503, True)):

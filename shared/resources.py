@@ -16,6 +16,8 @@ CHUNKS_TABLE = "syncschunk"
 OBJECTS_TABLE = "syncobjects"
 HISTORY_TABLE = "synchistory"
 META_TABLE = "syncsmeta"
+TABLES = (RUNS_TABLE, CHUNKS_TABLE, OBJECTS_TABLE, HISTORY_TABLE, META_TABLE)
+"""Letters and digits only: Table Storage takes no underscore."""
 CONFIG_CONTAINER = "vaultferry"
 """Blobs: the last good copy of a configuration that is kept at an address."""
 
@@ -27,7 +29,6 @@ class Resources:
     queues: tuple[str, ...]
     """Queues of work, then the poison queue of each."""
     tables: tuple[str, ...]
-    """Letters and digits only: Table Storage takes no underscore."""
     containers: tuple[str, ...]
 
 
@@ -36,6 +37,6 @@ def resources(written_vaults: Iterable[str]) -> Resources:
     work = [PLAN_QUEUE, EVENTS_QUEUE, *(write_queue(vault) for vault in dict.fromkeys(written_vaults))]
     return Resources(
         queues=(*work, *(name + POISON_SUFFIX for name in work)),
-        tables=(RUNS_TABLE, CHUNKS_TABLE, OBJECTS_TABLE, HISTORY_TABLE, META_TABLE),
+        tables=TABLES,
         containers=(CONFIG_CONTAINER,),
     )

@@ -68,7 +68,7 @@ from shared.model import (
     strictly_after,
     utcnow,
 )
-from shared.resources import CHUNKS_TABLE, HISTORY_TABLE, META_TABLE, OBJECTS_TABLE, RUNS_TABLE
+from shared.resources import CHUNKS_TABLE, HISTORY_TABLE, META_TABLE, OBJECTS_TABLE, RUNS_TABLE, TABLES
 
 if TYPE_CHECKING:
     from azure.data.tables.aio import TableServiceClient
@@ -146,7 +146,7 @@ class TableStore(Store):
     async def _prepare(self, tables: Tables) -> None:
         version = await tables.get_if_created(self._meta, "schema", "version")
         if version is None:
-            await tables.create([self._runs, self._chunks, self._objects, self._history, self._meta])
+            await tables.create([self.prefix + name for name in TABLES])
             entity = {"PartitionKey": "schema", "RowKey": "version", "version": SCHEMA_VERSION}
             await tables.transact(self._meta, [("create", entity)])
         elif version["version"] > SCHEMA_VERSION:

@@ -4,7 +4,7 @@
         ada = server.register("ada@example.org", "correct horse battery")
         ada.add_login("db/prod", username="app", password="s3cret")
 
-Registration by a client, attachments' content, Sends, policies and mails are left out. A path that the server does not
+Registration by a client, Sends, policies and mails are left out. A path that the server does not
 know is answered with 404 and kept in `unknown`: a test of a client ends with a look there.
 `python -m sandbox.bitwarden --port N` runs it with one account and an organisation.
 """
@@ -25,8 +25,10 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from email import message_from_bytes, policy
 from email.utils import formatdate
 from typing import Any
+from urllib.parse import parse_qsl
 
 from aiohttp import web
 
@@ -36,8 +38,10 @@ from sandbox.bitwarden_state import (
     Account,
     BitwardenError,
     Clock,
+    Item,
     State,
     account_keys_document,
+    attachment_document,
     collection_document,
     date,
     folder_document,
@@ -76,9 +80,10 @@ class _Call:
 class BitwardenServer(SandboxServer):
     """One installation. `url` is what `bw config server` takes, `ca_bundle` what NODE_EXTRA_CA_CERTS takes.
 
-    Counted operations: prelogin, login, api_key_login, refresh, sync, revision_date, profile, get, list, create,
-    update, partial, share, collections, trash, restore, delete, folder and organisation operations (`folder_create` …),
-    "unknown". The path that is logged, and that faults match, is the id of the item, folder or collection, else "".
+    Counted operations: prelogin, login, api_key_login, refresh, sync, revision_date, profile, get, list, create, update,
+    partial, share, collections, trash, restore, delete; attach, upload, attachment, download; those of folders,
+    collections and members (`folder_create` …); "unknown". The path that is logged, and that faults match, is the id of
+    the item, folder or collection, else "".
 
     What tests may change at any time: `clock`; `state` (see sandbox.bitwarden_state); `state.max_note_size`, in
     characters of the EncString: 100,000 as with Vaultwarden's INCREASE_NOTE_SIZE_LIMIT, without it 10,000;
@@ -141,10 +146,12 @@ class BitwardenServer(SandboxServer):
                     return _plain_error(401, "Unauthorized", "The request requires user authentication.")
                 call.account = account
             if route.body:
-                call.body = await _json_object(request)
+                call.body = _json_object(request)
             answer = route.handler(self, call)
         except BitwardenError as error:
             return _error(error)
+        if isinstance(answer, web.Response):
+            return answer
         return web.Response(status=200) if answer is _NOTHING else web.json_response(answer)
 
     # Logging in.
@@ -348,7 +355,7 @@ class BitwardenServer(SandboxServer):
             "folders": [folder_document(each) for each in self._folders_of(account)],
             "collections": [collection_document(state, each, account) for each in state.visible_collections(account)],
             "policies": [],
-            "ciphers": [item_document(state, item, account) for item in items],
+            "ciphers": [item_document(state, item, account, self.url) for item in items],
             "domains": None if call.request.query.get("excludeDomains") == "true" else domains,
             "sends": [],
             "userDecryption": {
@@ -391,8 +398,8 @@ class BitwardenServer(SandboxServer):
 
     # Items.
 
-    def _item(self, call: _Call, item: Any) -> Any:
-        return item_document(self.state, item, call.account)
+    def _item(self, call: _Call, item: Item) -> Any:
+        return item_document(self.state, item, call.account, self.url)
 
     def _get(self, call: _Call) -> Any:
         return self._item(call, self.state.readable(call.match["id"], call.account))
@@ -439,6 +446,41 @@ class BitwardenServer(SandboxServer):
     def _delete(self, call: _Call) -> Any:
         self.state.delete_item(call.account, call.match["id"])
         return _NOTHING
+
+    # Attachments, in the three steps of current clients: announce, upload, download.
+
+    def _announce(self, call: _Call) -> Any:
+        item = self.state.writable(call.match["id"], call.account)
+        name, key, size = _text(call.body, "fileName"), _text(call.body, "key"), call.body.get("fileSize")
+        attachment_id = self.state.attach(item, name, key, int(size or 0))
+        return {
+            "object": "attachment-fileUpload",
+            "attachmentId": attachment_id,
+            "url": f"/ciphers/{item.id}/attachment/{attachment_id}",
+            "fileUploadType": 0,
+            "cipherResponse": self._item(call, item),
+        }
+
+    def _upload(self, call: _Call) -> Any:
+        attachment = self._attachment(call, self.state.writable(call.match["id"], call.account))
+        self.state.uploads[attachment["id"]].content = _file(call.request)
+        return _NOTHING
+
+    def _attachment_told(self, call: _Call) -> Any:
+        item = self.state.readable(call.match["id"], call.account)
+        return attachment_document(self.state, item, self._attachment(call, item), self.url)
+
+    def _attachment(self, call: _Call, item: Item) -> dict[str, Any]:
+        for each in item.attachments:
+            if each["id"] == call.match["attachment"]:
+                return each
+        raise BitwardenError("Attachment doesn't exist")
+
+    def _download(self, call: _Call) -> Any:
+        upload = self.state.uploads.get(call.match["attachment"])
+        if upload is None or not hmac.compare_digest(call.request.query.get("token", ""), upload.token):
+            raise BitwardenError("Attachment doesn't exist", status=404)
+        return web.Response(body=upload.content, content_type="application/octet-stream")
 
     # Folders.
 
@@ -564,6 +606,10 @@ _ROUTES = (
     _r("PUT /api/ciphers/{id}/delete", "trash", _S._trash),
     _r("PUT /api/ciphers/{id}/restore", "restore", _S._restore),
     _r("DELETE /api/ciphers/{id}", "delete", _S._delete),
+    _r("POST /api/ciphers/{id}/attachment/v2", "attach", _S._announce, body=True),
+    _r("POST /api/ciphers/{id}/attachment/{attachment}", "upload", _S._upload),
+    _r("GET /api/ciphers/{id}/attachment/{attachment}", "attachment", _S._attachment_told),
+    _r("GET /attachments/{id}/{attachment}", "download", _S._download, anyone=True),
     _r("GET /api/folders", "folder_list", _S._folders),
     _r("POST /api/folders", "folder_create", _S._save_folder, body=True),
     _r("GET /api/folders/{id}", "folder_get", _S._folder),
@@ -592,24 +638,32 @@ def _route(request: web.Request) -> tuple[_Route | None, Mapping[str, str]]:
 
 
 def _read(request: web.Request) -> bytes:
-    """The body, which the middleware has read already."""
+    # The middleware has read it, and `classify` can not await it again.
     return request._read_bytes or b""
 
 
 def _form(request: web.Request) -> dict[str, str]:
-    from urllib.parse import parse_qsl
-
     return dict(parse_qsl(_read(request).decode("utf-8", "replace"), keep_blank_values=True))
 
 
-async def _json_object(request: web.Request) -> dict[str, Any]:
+def _json_object(request: web.Request) -> dict[str, Any]:
     try:
-        document = json.loads(await request.read())
+        document = json.loads(_read(request))
     except ValueError:
         raise BitwardenError("The body is no JSON") from None
     if not isinstance(document, dict):
         raise BitwardenError("The body is no JSON object", status=422)
     return document
+
+
+def _file(request: web.Request) -> bytes:
+    """What a form uploads as "data": the clients send that part alone."""
+    head = f"Content-Type: {request.headers['Content-Type']}\r\n\r\n".encode()
+    for part in message_from_bytes(head + _read(request), policy=policy.HTTP).iter_parts():
+        content = part.get_payload(decode=True)
+        if part.get_param("name", header="content-disposition") == "data" and isinstance(content, bytes):
+            return content
+    raise BitwardenError("data is not what it should be", status=422)
 
 
 def _text(body: Mapping[str, Any], key: str) -> str:

@@ -149,6 +149,15 @@ class Collection:
 
 
 @dataclass(slots=True)
+class Upload:
+    """An attachment's content, encrypted with the attachment's key."""
+
+    content: bytes = field(default=b"", repr=False)
+    token: str = field(default_factory=secrets.token_urlsafe, repr=False)
+    """What a download has to show."""
+
+
+@dataclass(slots=True)
 class Item:
     """A *cipher*, as Bitwarden calls it. Belongs to an account or to an organisation."""
 
@@ -165,6 +174,7 @@ class Item:
     """Each account's folder for it."""
     favorites: set[str] = field(default_factory=set)
     attachments: list[dict[str, Any]] = field(default_factory=list)
+    """Their documents, but for the address of a download."""
     writes: int = 0
     """How often its content was saved, its making included: an unchanged sync does not raise it."""
 
@@ -180,6 +190,8 @@ class State:
         self.organizations: dict[str, Organization] = {}
         self.collections: dict[str, Collection] = {}
         self.items: dict[str, Item] = {}
+        self.uploads: dict[str, Upload] = {}
+        """By attachment."""
 
     # Accounts.
 
@@ -345,6 +357,18 @@ class State:
         self.touch(self.who_sees(item))
         del self.items[item_id]
 
+    def attach(self, item: Item, name: str, key: str, size: int) -> str:
+        """Announces an attachment, whose id it gives. `name` and `key`, its own, are EncStrings."""
+        _check_enc_string("fileName", name)
+        _check_enc_string("key", key)
+        attachment_id = secrets.token_hex(10)
+        told = {"id": attachment_id, "fileName": name, "size": str(size), "sizeName": f"{size} bytes", "key": key}
+        item.attachments.append({**told, "object": "attachment"})
+        self.uploads[attachment_id] = Upload()
+        item.updated = self.clock()
+        self.touch(self.who_sees(item))
+        return attachment_id
+
     def who_sees(self, item: Item) -> set[str]:
         return {each.id for each in self.accounts.values() if self.restrictions(item, each) is not None}
 
@@ -446,7 +470,8 @@ class State:
 # Documents.
 
 
-def item_document(state: State, item: Item, account: Account) -> dict[str, Any]:
+def item_document(state: State, item: Item, account: Account, url: str = "") -> dict[str, Any]:
+    """`url`: the server's, which downloads begin with."""
     body = item.body
     access = state.restrictions(item, account) or Access(read_only=True, hide_passwords=True)
     own = dict(body["data"])
@@ -464,7 +489,7 @@ def item_document(state: State, item: Item, account: Account) -> dict[str, Any]:
         "reprompt": body["reprompt"],
         "organizationId": item.organization_id,
         "key": body["key"],
-        "attachments": [dict(each) for each in item.attachments] or None,
+        "attachments": [attachment_document(state, item, each, url) for each in item.attachments] or None,
         "organizationUseTotp": True,
         "collectionIds": sorted(item.collections),
         **{key: body[key] for key in ("name", "notes", "fields", "passwordHistory")},
@@ -476,6 +501,11 @@ def item_document(state: State, item: Item, account: Account) -> dict[str, Any]:
         "viewPassword": not access.hide_passwords,
         "permissions": {"delete": not access.read_only, "restore": not access.read_only},
     }
+
+
+def attachment_document(state: State, item: Item, attachment: Mapping[str, Any], url: str) -> dict[str, Any]:
+    upload = state.uploads.get(attachment["id"], Upload())
+    return {**attachment, "url": f"{url}/attachments/{item.id}/{attachment['id']}?token={upload.token}"}
 
 
 def folder_document(folder: Folder) -> dict[str, Any]:

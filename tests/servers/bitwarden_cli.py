@@ -115,17 +115,32 @@ class BwOpen:
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """Raises BwError with what the client says instead."""
+        return self._data(self._call(method, path, None if body is None else json.dumps(body).encode()))
+
+    def _call(
+        self, method: str, path: str, content: bytes | None = None, content_type: str = "application/json"
+    ) -> bytes:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=_CALL_SECONDS)
         try:
-            content = None if body is None else json.dumps(body)
-            connection.request(method, path, content, {"Content-Type": "application/json"})
-            answer = json.loads(connection.getresponse().read())
+            connection.request(method, path, content, {"Content-Type": content_type})
+            return connection.getresponse().read()
         finally:
             connection.close()
+
+    def _data(self, content: bytes) -> Any:
+        answer = json.loads(content)
         if not answer["success"]:
             raise BwError(answer["message"])
         data = answer.get("data")
         return data["data"] if isinstance(data, dict) and data.get("object") == "list" else data
+
+    def attach(self, item_id: str, name: str, content: bytes) -> None:
+        head = f'--b\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n\r\n'.encode()
+        form = head + content + b"\r\n--b--\r\n"
+        self._data(self._call("POST", f"/attachment?itemid={item_id}", form, "multipart/form-data; boundary=b"))
+
+    def download(self, item_id: str, attachment_id: str) -> bytes:
+        return self._call("GET", f"/object/attachment/{attachment_id}?itemid={item_id}")
 
     def sync(self) -> None:
         self.ask("POST", "/sync")

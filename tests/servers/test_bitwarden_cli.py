@@ -18,6 +18,7 @@ from tests.servers.bitwarden_cli import Bw, BwError, BwOpen, Hosted, login_item,
 pytestmark = pytest.mark.real
 
 PASSWORD = "correct horse battery staple ☂"
+PEM = b"-----BEGIN CERTIFICATE-----\r\n\x00\xff\r\n-----END CERTIFICATE-----\r\n"
 UNICODE = 'naïve ☂ 𝕏 \N{ZERO WIDTH JOINER} "quoted"\ttab\nnewline'
 
 
@@ -305,6 +306,7 @@ async def test_an_update_of_ours_keeps_what_people_have_put_there(both: Both, ou
         fields=[{"name": "linked", "type": 3, "linkedId": 100}], favorite=True, reprompt=1, **both.where,
     )  # fmt: skip
     created = await asyncio.to_thread(both.bw.create, "item", item)
+    await asyncio.to_thread(both.bw.attach, created["id"], "key.pem", PEM)
     await ours.set_secret("both", Secret({"username": "u", "password": "two"}))
     after = (await asyncio.to_thread(both.bw.items))["both"]
     assert after["login"]["password"] == "two"
@@ -312,6 +314,9 @@ async def test_an_update_of_ours_keeps_what_people_have_put_there(both: Both, ou
     assert (after["notes"], after["favorite"], after["reprompt"]) == ("by hand", True, 1)
     assert ("linked", 3, 100) in [(each["name"], each["type"], each.get("linkedId")) for each in after["fields"]]
     assert [each["password"] for each in after["passwordHistory"]] == ["one"]
+    assert [each["fileName"] for each in after["attachments"]] == ["key.pem"]
+    attachment = await asyncio.to_thread(both.bw.download, created["id"], after["attachments"][0]["id"])
+    assert attachment == PEM
     after["login"]["password"] = "three"
     await asyncio.to_thread(both.bw.edit, "item", created["id"], after)
     assert (await ours.get_secret("both")).fields["password"] == "three"

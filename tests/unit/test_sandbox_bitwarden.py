@@ -273,10 +273,11 @@ async def test_a_write_replaces_everything_that_it_does_not_send(client: Client,
     _, item = await client.call(
         "POST", "/api/ciphers", note(ada, "a", folderId=folder.id, fields=fields, favorite=True)
     )
-    client.server.state.items[item["id"]].attachments.append({"id": "x", "fileName": "y"})
+    name, key = seal(["file", "key"], ada.user_key)
+    attachment = client.server.state.attach(client.server.state.items[item["id"]], name, key, 3)
     _, item = await client.call("PUT", f"/api/ciphers/{item['id']}", note(ada, "b"))
     assert (item["fields"], item["folderId"], item["favorite"]) == ([], None, True)
-    assert item["attachments"] == [{"id": "x", "fileName": "y"}]
+    assert [(each["id"], each["fileName"]) for each in item["attachments"]] == [(attachment, name)]
     assert ada.read(client.server.state.items[item["id"]])["name"] == "b"
 
 

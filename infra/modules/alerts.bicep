@@ -29,7 +29,7 @@ var watch = empty(watchedSyncs) ? [] : [
     name: 'no-success'
     text: 'A sync has not succeeded for ${noSuccessHours} hours.'
     severity: 1
-    query: 'print sync = dynamic(${string(watchedSyncs)}) | mv-expand sync to typeof(string) | join kind=leftanti (AppTraces | where TimeGenerated > ago(${noSuccessHours}h) and Message has "run succeeded" | extend line = parse_json(Message) | where tostring(line.message) == "run succeeded" | project sync = tostring(line.sync)) on sync'
+    query: 'print sync = dynamic(${string(watchedSyncs)}) | mv-expand sync to typeof(string) | join kind=leftanti (AppTraces | where TimeGenerated > ago(${noSuccessHours}h) and Message has "run succeeded" | extend line = parse_json(Message) | where tostring(line.message) == "run succeeded" | project sync = tostring(line.sync)) on sync | extend TimeGenerated = now()'
   }
 ]
 var relay = relaySilentHours == 0 ? [] : [
@@ -37,7 +37,7 @@ var relay = relaySilentHours == 0 ? [] : [
     name: 'relay-silent'
     text: 'The relay has sent nothing for ${relaySilentHours} hours.'
     severity: 2
-    query: 'AppRequests | where TimeGenerated > ago(${relaySilentHours}h) and Name == "http_audit" and Success | summarize heard = count() | where heard == 0'
+    query: 'AppRequests | where TimeGenerated > ago(${relaySilentHours}h) and Name == "http_audit" and Success | summarize heard = count() | where heard == 0 | extend TimeGenerated = now()'
   }
 ]
 

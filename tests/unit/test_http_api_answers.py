@@ -579,6 +579,11 @@ async def test_check_finds_a_version_that_is_not_there(api: AnyApi) -> None:
     assert "no version" in findings["get"].detail
 
 
+async def test_check_finds_versions_that_are_not_the_same(api: AnyApi) -> None:
+    findings = await found(vault_of(api, changed("list", version="version")))
+    assert "different versions of one secret" in findings["get"].detail
+
+
 # the pace
 
 

@@ -477,7 +477,7 @@ class HttpApi(Vault):
     async def check(self, uses: list[Use]) -> list[Finding]:
         """Lists a page and reads one secret, whose value is dropped: a mapping can only be tried on an answer."""
         findings: list[Finding] = []
-        name: str | None = None
+        sample: Item | None = None
         listing, getting = self._operations.list, self._operations.get
         if listing is not None:
             try:
@@ -485,10 +485,10 @@ class HttpApi(Vault):
             except VaultError as error:
                 return [_wrong("list", error)]
             mine = [item for item in page if item.wanted and not item.name.endswith("/")]
-            name = next((item.name for item in mine if _takes(self._names, item.name)), None)
+            sample = next((item for item in mine if _takes(self._names, item.name)), None)
             findings.append(Finding("list", True, f"answered, with {len(mine)} secret(s) on the first page"))
         if getting is not None:
-            findings.append(await self._check_get(name))
+            findings.append(await self._check_get(sample))
         for word, wanted in (("set", any(use.write for use in uses)), ("delete", any(use.delete for use in uses))):
             if not wanted:
                 continue
@@ -497,23 +497,25 @@ class HttpApi(Vault):
             findings.append(Finding(word, there, detail, "" if there else f"add `operations.{word}`"))
         return findings
 
-    async def _check_get(self, name: str | None) -> Finding:
+    async def _check_get(self, sample: Item | None) -> Finding:
         made_up = f"VAULTFERRY_CHECK_{random.getrandbits(64):016X}"
-        asked = name or self._names.fit(made_up)
-        told = True
         try:
-            found = await self.get_secret(asked)
-            told = self.capabilities.fingerprint is FingerprintCost.VALUE or bool(found.entry and found.entry.version)
+            found = await self.get_secret(sample.name if sample else self._names.fit(made_up))
         except SecretNotFound:
-            if name is None:
+            if sample is None:
                 return Finding("get", True, "answered; there is no secret to try the mapping on")
             return Finding("get", False, "a secret that is listed is not found", "check the path of `get`")
         except VaultError as error:
             return _wrong("get", error)
-        if not told:
+        version = found.entry.version if found.entry else None
+        cost = self.capabilities.fingerprint
+        if cost is not FingerprintCost.VALUE and version is None:
             return Finding(
                 "get", False, "the mapping: the answer has no version", "correct `version` (or `etag`) of `get`"
             )
+        if cost is FingerprintCost.LISTED and sample is not None and sample.version != version:
+            hint = "let `version` find the same in both, or leave it out of `list`"
+            return Finding("get", False, "the mapping: `list` and `get` tell different versions of one secret", hint)
         return Finding("get", True, "answered, and the value is where the mapping says")
 
     async def aclose(self) -> None:

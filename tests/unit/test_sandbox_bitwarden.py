@@ -1,7 +1,10 @@
 """The sandbox's Bitwarden: what it answers, what it refuses, and that it never sees a value."""
 
+import asyncio
 import base64
 import json
+import ssl
+import sys
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -438,3 +441,47 @@ async def test_a_body_of_a_wrong_shape_is_refused(body: str, client: Client, ada
     async with client.http.post(client.server.url + "/api/ciphers", data=body, headers=headers) as answer:
         assert answer.status in (400, 422)
     assert client.server.state.items == {}
+
+
+async def test_it_runs_as_a_process_of_its_own_with_an_account_to_use() -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "sandbox.bitwarden", "--email", "me@example.org", stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        ready = json.loads(await asyncio.wait_for(process.stdout.readline(), 60))
+        tls = ssl.create_default_context(cafile=ready["ca_bundle"])
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls)) as http:
+            form = {
+                "grant_type": "client_credentials", "scope": "api", "client_id": ready["client_id"],
+                "client_secret": ready["client_secret"], "deviceType": "25", "deviceIdentifier": DEVICE,
+                "deviceName": "linux",
+            }  # fmt: skip
+            async with http.post(ready["url"] + "/identity/connect/token", data=form) as answer:
+                assert (await answer.json())["UserDecryptionOptions"]["MasterPasswordUnlock"][
+                    "Salt"
+                ] == "me@example.org"
+    finally:
+        process.terminate()
+        assert await asyncio.wait_for(process.wait(), 30) == 0
+
+
+async def test_an_attachment_is_announced_uploaded_and_downloaded_with_its_token(client: Client, ada: Person) -> None:
+    item = ada.add_note("a", "x")
+    name, key = seal(["file", "key"], ada.user_key)
+    body = {"fileName": name, "key": key, "fileSize": 4}
+    status, announced = await client.call("POST", f"/api/ciphers/{item.id}/attachment/v2", body)
+    assert status == 200
+    form = aiohttp.FormData()
+    form.add_field("data", b"\x00\r\n\xff", filename=name)
+    headers = {"Authorization": f"Bearer {client.token}"}
+    url = client.server.url + "/api" + announced["url"]
+    async with client.http.post(url, data=form, headers=headers) as answer:
+        assert answer.status == 200
+    _, told = await client.call("GET", "/api" + announced["url"])
+    assert (told["fileName"], told["size"]) == (name, "4")
+    async with client.http.get(told["url"]) as answer:
+        assert await answer.read() == b"\x00\r\n\xff"
+    async with client.http.get(told["url"] + "x") as answer:
+        assert answer.status == 404
+    assert (await client.call("POST", f"/api/ciphers/{item.id}/attachment/v2", {**body, "key": "clear"}))[0] == 400

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from shared import fields as field_rules
+from shared import transforms
 from shared.errors import InvalidSecret, VaultError
 from shared.model import Fields, Granularity, NameEncoding, Secret, Sync, Target, canonical_json
 from shared.name_encoding import encode
+from shared.patterns import matching
+from shared.rules import Encrypt, FieldRules
 from shared.templates import Template, of_path, parse
 from shared.vault import NameRule, check_name
 
@@ -27,37 +30,11 @@ PLACEHOLDERS = ("path", "name", "dir", "field")
 # --- which paths ---------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=1024)
-def compile_pattern(pattern: str) -> re.Pattern[str]:
-    """A filter as a regular expression for the whole path.
-
-    `*` and `?` stop at `/`, `**` does not; `**/` also stands for no folder. `regex:` gives an expression as it is.
-    Raises re.error.
-    """
-    if pattern.startswith("regex:"):
-        return re.compile(pattern.removeprefix("regex:"))
-    parts: list[str] = []
-    at = 0
-    while at < len(pattern):
-        if pattern.startswith("**/", at):
-            parts.append("(?:.*/)?")
-            at += 3
-        elif pattern.startswith("**", at):
-            parts.append(".*")
-            at += 2
-        else:
-            char = pattern[at]
-            parts.append({"*": "[^/]*", "?": "[^/]"}.get(char, re.escape(char)))
-            at += 1
-    return re.compile("".join(parts), re.DOTALL)
-
-
 def why_left_out(sync: Sync, path: str) -> str | None:
     """Which rule keeps this path out of the sync, in words; None: it is covered. Exclude wins."""
-    for pattern in sync.exclude:
-        if compile_pattern(pattern).fullmatch(path):
-            return f"excluded by {pattern!r}"
-    if not any(compile_pattern(pattern).fullmatch(path) for pattern in sync.include):
+    if (pattern := matching(sync.exclude, path)) is not None:
+        return f"excluded by {pattern!r}"
+    if matching(sync.include, path) is None:
         return "no include rule matches"
     return None
 
@@ -78,6 +55,7 @@ class Mapper:
         self.rule = rule
         self._reversible = target.name_encoding is NameEncoding.REVERSIBLE
         self._template = parse(target.name, PLACEHOLDERS)
+        self._shapes = target.fields != FieldRules() or bool(target.transform)
         self.recipe = _short_hash(
             [
                 FORMAT,
@@ -89,6 +67,7 @@ class Mapper:
                 *([rule.replacement, rule.upper_case] if (rule.replacement, rule.upper_case) != ("-", False) else []),
                 *([{"rename": target.rename}] if target.rename else []),
                 *([{"name_encoding": target.name_encoding, "folds": rule.ignores_case}] if self._reversible else []),
+                *([{"values": _values_recipe(target)}] if self._shapes else []),
             ]
         )
         """Identifies this mapping: a state row with another recipe is due again."""
@@ -96,6 +75,11 @@ class Mapper:
     @property
     def by_field(self) -> bool:
         return self.target.granularity is Granularity.FIELD
+
+    @property
+    def seals(self) -> bool:
+        """Whether what is written can not be told again from the source alone: it is encrypted on the way."""
+        return any(isinstance(step, Encrypt) for step in self.target.transform)
 
     @property
     def injective(self) -> bool:
@@ -134,30 +118,81 @@ class Mapper:
     def _fit(self, plain: str) -> str:
         return encode(self.rule, plain) if self._reversible else self.rule.fit(plain)
 
-    def names(self, path: str, fields: Iterable[str] = ()) -> list[str]:
-        """All names of a path: one, or one a field. Raises InvalidSecret, also when two fields share a name."""
+    def names(self, path: str, fields: Fields) -> list[str]:
+        """All names of a path: one, or one a field of what `fields` become. Raises InvalidSecret, also when two fields
+        share a name."""
         if not self.by_field:
             return [self.name(path)]
+        return list(self._named(path, self._chosen(path, fields, _nobody)))
+
+    def render(self, path: str, fields: Fields, note: field_rules.Note | None = None) -> dict[str, Rendered]:
+        """What is to be written, by name; `note` is told each rule that did something. Raises InvalidSecret."""
+        note = note or _nobody
+        chosen = self._chosen(path, fields, note)
+        try:
+            done = transforms.transform(self.target.transform, path, chosen, note)
+        except InvalidSecret as error:
+            raise self._of(path, error) from None
+        if not self.by_field:
+            return {self.name(path): self._rendered(done.fields, done.meant, bool(done.sealed))}
+        return {
+            name: self._rendered({"value": done.fields[each]}, {"value": done.meant[each]}, each in done.sealed)
+            for name, each in self._named(path, done.fields).items()
+        }
+
+    def _chosen(self, path: str, fields: Fields, note: field_rules.Note) -> Fields:
+        try:
+            return field_rules.shape(self.target.fields, path, fields, note)
+        except InvalidSecret as error:
+            raise self._of(path, error) from None
+
+    def _of(self, path: str, error: InvalidSecret) -> InvalidSecret:
+        return InvalidSecret(error.message, vault=self.target.vault, path=path)
+
+    def _rendered(self, fields: Fields, meant: Fields, sealed: bool) -> Rendered:
+        if not sealed:
+            return Rendered(Secret(fields=dict(fields)))
+        # With the recipe, so that another recipient is another secret.
+        return Rendered(Secret(fields=dict(fields)), {"fields": dict(meant), "recipe": _values_recipe(self.target)})
+
+    def _named(self, path: str, fields: Iterable[str]) -> dict[str, str]:
+        """Fields by name."""
         names: dict[str, tuple[str, str]] = {}
-        for field in sorted(fields):
-            name = self.name(path, field)
-            other = names.setdefault(self.rule.key(name), (name, field))
-            if other[1] != field:
+        for each in sorted(fields):
+            name = self.name(path, each)
+            other = names.setdefault(self.rule.key(name), (name, each))
+            if other[1] != each:
                 raise InvalidSecret(
-                    f"its fields {other[1]!r} and {field!r} would both be written to {name!r}",
+                    f"its fields {other[1]!r} and {each!r} would both be written to {name!r}",
                     vault=self.target.vault,
                     path=path,
                 )
-        return [name for name, _ in names.values()]
+        return dict(names.values())
 
-    def render(self, path: str, fields: Fields) -> dict[str, Secret]:
-        """What is to be written, by name. Raises InvalidSecret."""
-        if not self.by_field:
-            return {self.name(path): Secret(fields=dict(fields))}
-        names = self.names(path, fields)
-        return {
-            name: Secret(fields={"value": fields[field]}) for name, field in zip(names, sorted(fields), strict=True)
-        }
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What one name of a target is to hold."""
+
+    secret: Secret
+    meaning: Fields | None = field(default=None, repr=False)
+    """What tells it from another value, where what is stored does not: encryption gives another text each time."""
+
+
+def _nobody(rule: str, what: str) -> None:
+    """Is told what the rules did, where nobody asked."""
+
+
+def _values_recipe(target: Target) -> str:
+    """Identifies all that changes values. Dear to compute, for keys and constants of people's choosing are part of it."""
+    parts = [field_rules.recipe(target.fields), transforms.recipe(target.transform)]
+    return _slow_hash(canonical_json(parts))
+
+
+@lru_cache(maxsize=256)
+def _slow_hash(text: str) -> str:
+    # A recipe stands in the store for everybody to read: whoever guesses at a constant pays for each guess.
+    return hashlib.scrypt(text.encode(), salt=b"vaultferry recipe", n=2**14, r=8, p=1, dklen=16).hex()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
+from shared.rules import FieldRules, Step
+
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 Fields: TypeAlias = Mapping[str, Any]
 """A secret's fields: names to JSON values. (`Json` in full; json.loads gives `Any`.)"""
@@ -117,6 +119,8 @@ class Target:
     rename: Mapping[str, str] = field(default_factory=dict)
     """Templates of single paths, which go before `name`."""
     name_encoding: NameEncoding = NameEncoding.READABLE
+    fields: FieldRules = field(default_factory=FieldRules)
+    transform: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +298,8 @@ class Part:
     owned: bool = True
     """Whether this sync wrote it. Only what it wrote is ever deleted."""
     intended: str | None = None
-    """Without a digest: the one that was about to be written, where that was known."""
+    """Without a digest: the one that was about to be written, where that was known. Beside one: the digest of what is
+    stored, where that is another: encrypted on the way, a value never gives the same text twice."""
 
 
 @dataclass(frozen=True, slots=True)

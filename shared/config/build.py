@@ -11,12 +11,23 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from shared import vaults
 from shared.config.explain import explain
-from shared.config.models import ID, ID_WORDING, FileSettings, SyncSettings, TargetSettings
+from shared.config.models import (
+    ID,
+    ID_WORDING,
+    BuildSettings,
+    FieldsSettings,
+    FileSettings,
+    StepSettings,
+    SyncSettings,
+    TargetSettings,
+)
 from shared.config.problems import InvalidConfig, Place, Problem, closest, dotted, listed
 from shared.config.result import Config
 from shared.config.yaml_source import Document, read_document
 from shared.model import DeletePolicy, Granularity, RetryPolicy, Source, Sync, Target
+from shared.rules import Base64, Build, Decrypt, Encrypt, FieldRules, Fill, Form, JsonPick, Step, Trim
 from shared.settings import VaultSettings
+from shared.transforms import read_identities
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
@@ -137,6 +148,13 @@ class _Builder:
             return None
         source = Source(settings.source.vault, settings.source.prefix, settings.source.resource)
         targets = tuple(_target(target) for target in settings.targets)
+        for index, target in enumerate(settings.targets):
+            for number, step in enumerate(target.transform):
+                private: Place = (*place, "targets", index, "transform", number, "decrypt", "age")
+                if step.decrypt is not None and private not in self.document.from_environment:
+                    self.report(
+                        private, "a private key can not stand in the file", "put it in the environment: '${NAME}'"
+                    )
         for message, index, key, hint in _conflicts(source, targets):
             self.report((*place, "targets", index, key), message, hint)
         return Sync(
@@ -178,7 +196,44 @@ def _target(settings: TargetSettings) -> Target:
         settings.granularity,
         dict(settings.rename),
         settings.name_encoding,
+        _field_rules(settings.fields),
+        tuple(_step(step) for step in settings.transform),
     )
+
+
+def _field_rules(settings: FieldsSettings) -> FieldRules:
+    return FieldRules(
+        split=tuple(settings.split),
+        include=tuple(settings.include),
+        exclude=tuple(settings.exclude),
+        rename=dict(settings.rename),
+        constants=dict(settings.set),
+        build=tuple(_build(name, build) for name, build in settings.build.items()),
+    )
+
+
+def _build(name: str, settings: BuildSettings) -> Build:
+    if settings.template is not None:
+        return Build(name, Form.TEMPLATE, template=settings.template, keep=settings.keep)
+    form = Form.JSON if settings.json_ is not None else Form.DOTENV
+    return Build(name, form, tuple(settings.json_ or settings.dotenv or ()), keep=settings.keep)
+
+
+def _step(settings: StepSettings) -> Step:
+    fields = tuple(settings.fields)
+    if settings.base64 is not None:
+        return Base64(settings.base64 == "decode", fields)
+    if settings.trim is not None:
+        return Trim(settings.trim, fields)
+    if settings.json_pick is not None:
+        return JsonPick(settings.json_pick, fields)
+    if settings.template is not None:
+        return Fill(settings.template, fields)
+    if settings.encrypt is not None:
+        return Encrypt(tuple(settings.encrypt.age), fields)
+    if settings.decrypt is not None:
+        return Decrypt(read_identities(settings.decrypt.age.get_secret_value()), fields)
+    raise AssertionError("a step without a key is refused when it is read")
 
 
 def _conflicts(source: Source, targets: tuple[Target, ...]) -> Iterator[tuple[str, int, str, str]]:

@@ -68,7 +68,8 @@ def _explain(detail: ErrorDetails, model: type[BaseModel], data: Any) -> tuple[P
         at = context["at"]
         return (*place, at) if at else place, context["message"], context["hint"]
     if kind == "extra_forbidden":
-        return _unknown(place, given, list(within.model_fields) if within else [])
+        known = within.model_fields.items() if within else ()
+        return _unknown(place, given, [field.alias or name for name, field in known])
     if kind == "missing":
         return place, "is required", field.description or "" if field else ""
     if kind in ("union_tag_invalid", "union_tag_not_found"):

@@ -8,15 +8,19 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, model_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from shared.config.problems import closest, listed
+from shared.config.problems import closest, listed, presentable
 from shared.config.schedule import normalise_schedule
+from shared.errors import ConfigError
+from shared.fields import TEMPLATE_FIELD, TEMPLATE_PLACEHOLDERS
 from shared.mapping import PLACEHOLDERS
 from shared.model import Granularity, NameEncoding, OnExisting
+from shared.rules import KEYS, Ends
 from shared.settings import Settings
 from shared.templates import Template, TemplateError, of_path, parse
+from shared.transforms import FILL_PLACEHOLDERS, check_recipients, read_identities
 
 ID = re.compile(r"[a-z][a-z0-9-]{0,39}")
 ID_WORDING = "expected a lower-case letter, then up to 39 lower-case letters, digits and '-'"
@@ -112,6 +116,142 @@ class SourceSettings(Settings):
     resource: Literal["secrets", "policies"] = Field("secrets", description="What is carried.")
 
 
+def _field(text: str) -> str:
+    if not text:
+        raise invalid("expected a field's name, not empty text")
+    if _CONTROL.search(text):
+        raise invalid("a field's name can not hold control characters")
+    return text
+
+
+def _expression(text: str) -> str:
+    import jmespath
+    from jmespath.exceptions import JMESPathError
+
+    try:
+        jmespath.compile(text)
+        return text
+    except JMESPathError:
+        pass
+    raise invalid("not a JMESPath expression", "as in data.password or items[0].value: https://jmespath.org")
+
+
+def _recipients(texts: list[str]) -> list[str]:
+    try:
+        check_recipients(texts)
+        return texts
+    except ConfigError as error:
+        raise invalid(str(error)) from None
+
+
+def _identities(text: SecretStr) -> SecretStr:
+    try:
+        read_identities(text.get_secret_value())
+        return text
+    except ConfigError as error:
+        raise invalid(str(error)) from None
+
+
+FieldName = Annotated[str, AfterValidator(_field)]
+
+
+class BuildSettings(Settings):
+    """One way in which a field is made from others."""
+
+    json_: list[Pattern] | None = Field(
+        None, alias="json", min_length=1, description="Fields, or patterns of them, as one JSON object."
+    )
+    dotenv: list[Pattern] | None = Field(
+        None, min_length=1, description="Fields, or patterns of them, as lines NAME=value."
+    )
+    template: str | None = Field(None, description="Text with {fields.NAME}, {path}, {dir} and {name}.")
+    keep: bool = Field(False, description="Carry the fields that it is made from, too.")
+
+    @model_validator(mode="after")
+    def _one_form(self) -> BuildSettings:
+        given = [name for name in ("json_", "dotenv", "template") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise invalid("expected one of 'json', 'dotenv' and 'template'")
+        return self
+
+    @field_validator("template")
+    @classmethod
+    def _known(cls, text: str | None) -> str | None:
+        if text is not None:
+            template(text, TEMPLATE_PLACEHOLDERS, TEMPLATE_FIELD)
+        return text
+
+
+class FieldsSettings(Settings):
+    """Which fields a target gets. The rules are applied in the order of these keys."""
+
+    split: dict[FieldName, Literal["json"]] = Field(
+        {}, description="Fields that hold a JSON object, each replaced by that object's fields."
+    )
+    include: list[Pattern] = Field(
+        ["**"], min_length=1, description="Names or patterns of the fields that are carried."
+    )
+    exclude: list[Pattern] = Field([], description="Names or patterns of those that are not; exclude wins.")
+    rename: dict[FieldName, FieldName] = Field({}, description="Other names, by the name so far.")
+    set: dict[FieldName, str] = Field({}, description="Fields with a constant value.")
+    build: dict[FieldName, BuildSettings] = Field(
+        {}, description="Fields that are made from others, which they take the place of."
+    )
+
+    @model_validator(mode="after")
+    def _one_field_each(self) -> FieldsSettings:
+        to = list(self.rename.values())
+        if len(set(to)) < len(to):
+            raise invalid("two fields would get one name", "give each a name of its own", at="rename")
+        for rule, names in (("set", self.set), ("build", self.build)):
+            if both := sorted({*to} & {*names}):
+                hint = f"rename and {rule} both make {listed(each for each in both if presentable(each)) or 'one'}"
+                raise invalid("a field is made twice", hint, at=rule)
+        if both := sorted({*self.set} & {*self.build}):
+            raise invalid("a field is made twice", f"set and build both make {listed(both[:1])}", at="build")
+        return self
+
+
+class EncryptSettings(Settings):
+    age: Annotated[list[str], AfterValidator(_recipients)] = Field(
+        min_length=1, description="Public keys of age; whoever has a private key to one of them can read it."
+    )
+
+
+class DecryptSettings(Settings):
+    age: Annotated[SecretStr, AfterValidator(_identities)] = Field(
+        description="Private keys of age, from the environment: '${NAME}'."
+    )
+
+
+class StepSettings(Settings):
+    """One step, and the fields that it concerns."""
+
+    base64: Literal["encode", "decode"] | None = Field(None, description="To base64, or from it.")
+    trim: Ends | None = Field(None, description="Without blanks and newlines at its ends.")
+    json_pick: Annotated[str, AfterValidator(_expression)] | None = Field(
+        None, description="What a JMESPath expression finds in a value that is JSON."
+    )
+    template: str | None = Field(None, description="Text with {value}, {field}, {path}, {dir} and {name}.")
+    encrypt: EncryptSettings | None = Field(None, description="To a text that this program can not read again.")
+    decrypt: DecryptSettings | None = Field(None, description="What `encrypt`, or the program age, has encrypted.")
+    fields: list[Pattern] = Field(["**"], min_length=1, description="Names or patterns of fields. Default: all.")
+
+    @model_validator(mode="after")
+    def _one_step(self) -> StepSettings:
+        given = [name for name in KEYS.values() if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise invalid(f"expected one of {listed(KEYS.values())}", f"here are {listed(given)}" if given else "")
+        return self
+
+    @field_validator("template")
+    @classmethod
+    def _known(cls, text: str | None) -> str | None:
+        if text is not None:
+            template(text, FILL_PLACEHOLDERS)
+        return text
+
+
 class TargetSettings(Settings):
     id: Annotated[str, AfterValidator(_id)] | None = Field(
         None, description="Names this target in the history. Default: the vault's id."
@@ -132,6 +272,8 @@ class TargetSettings(Settings):
         description="What becomes of characters that the vault does not take: another one in their place, or a code that "
         "can be read back.",
     )
+    fields: FieldsSettings = Field(FieldsSettings(), description="Which fields it gets, and under which names.")
+    transform: list[StepSettings] = Field([], description="What becomes of their values, one step after the other.")
 
     @model_validator(mode="after")
     def _names_fit_granularity(self) -> TargetSettings:

@@ -359,4 +359,4 @@ def _intended(work: PathWork, state: ObjectState, wanted: Wanted) -> tuple[Part,
     new = state.revision is None and work.attempt == 0 and work.vault.capabilities.compare_and_set
     if not new or work.mapper.by_field:
         return state.parts
-    return tuple(Part(name, intended=digest) for name, digest in wanted.digests.items())
+    return tuple(Part(name, intended=digest) for name, digest in wanted.stored.items())

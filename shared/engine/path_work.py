@@ -20,6 +20,7 @@ from shared.model import (
     Entry,
     Event,
     Expect,
+    Fields,
     ObjectState,
     ObjectStatus,
     OnExisting,
@@ -43,6 +44,9 @@ class Wanted:
     secret: Secret
     items: Mapping[str, Secret] = field(repr=False)
     digests: Mapping[str, str]
+    """What the state is to remember: equal ones mean equal values."""
+    stored: Mapping[str, str]
+    """Of exactly what is written. Another than in `digests` for what is encrypted on the way: that changes each time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +81,11 @@ class _Found:
     entry: Entry | None = None
     digest: str | None = None
     live: bool = False
+
+    def holds(self, stored: str, digest: str, part: Part | None) -> bool:
+        """Whether this is what is wanted: just what would be stored now, or what was stored before and means the same."""
+        before = part.intended if part is not None and part.digest == digest else None
+        return self.live and self.digest is not None and self.digest in (stored, before)
 
 
 class _NotOurs(Exception):
@@ -147,8 +156,13 @@ class PathWork:
 
     def wanted(self, path: str, secret: Secret) -> Wanted:
         """What the target is to hold for this value. Raises InvalidSecret."""
-        items = self.mapper.render(path, secret.fields)
-        return Wanted(secret, items, {name: self.digester.digest(item.fields) for name, item in items.items()})
+        rendered = self.mapper.render(path, secret.fields)
+        items = {name: each.secret for name, each in rendered.items()}
+        stored = {name: self.digester.digest(item.fields) for name, item in items.items()}
+        meant = {
+            name: self.digester.digest(each.meaning) for name, each in rendered.items() if each.meaning is not None
+        }
+        return Wanted(secret, items, stored | meant, stored)
 
     async def is_disabled(self, path: str) -> bool:
         """Whether a source that denied a value does so because the secret is disabled. Raises any VaultError."""
@@ -169,7 +183,9 @@ class PathWork:
 
     def intended(self, op: Op, state: ObjectState) -> tuple[Part, ...]:
         """The parts as they are noted before anything is written, so that after a crash nothing of ours looks foreign."""
-        if op is not Op.CREATE or self.mapper.by_field or not self._nothing_there(op, state):
+        # What is encrypted is only known again by its digest, which nobody knows yet.
+        late = self.mapper.by_field or self.mapper.seals
+        if op is not Op.CREATE or late or not self._nothing_there(op, state):
             return state.parts
         try:
             name = self.mapper.name(state.path)
@@ -263,13 +279,13 @@ class PathWork:
                 raise
             return self.left_disabled(before, _with_parts(state, draft))
         self._note_source(early.secret, draft)
-        wanted, digests = dict(early.items), early.digests
+        wanted, digests, stored = dict(early.items), early.digests, early.stored
         if self.mapper.by_field:
             await self._reserve(state, [name for name in wanted if name not in draft.parts])
         for name in wanted:
             if name not in found and self._must_look(draft.parts.get(name), certain) and not nothing_there:
                 found[name] = await self._look(name)
-        new = {name: digest for name, digest in digests.items() if name not in draft.parts}
+        new = {name: digest for name, digest in stored.items() if name not in draft.parts}
         if self.by_event and not self.mapper.injective and any(_is_other(found.get(n), d) for n, d in new.items()):
             raise _ForPlan
         due = {name: digest for name, digest in new.items() if self._will_write(digest, found.get(name))}
@@ -277,7 +293,7 @@ class PathWork:
         skipped: _NotOurs | None = None
         for name, item in wanted.items():
             try:
-                await self._put(name, item, digests[name], before, draft, found.get(name))
+                await self._put(name, item, digests[name], stored[name], before, draft, found.get(name))
             except _NotOurs as taken:
                 if taken.status is not ObjectStatus.SKIPPED:
                     raise
@@ -326,7 +342,14 @@ class PathWork:
         return not part.owned and (self.sync.on_existing is not OnExisting.OVERWRITE or self.vault.capabilities.tags)
 
     async def _put(
-        self, name: str, item: Secret, digest: str, before: ObjectState, draft: _Draft, found: _Found | None
+        self,
+        name: str,
+        item: Secret,
+        digest: str,
+        stored: str,
+        before: ObjectState,
+        draft: _Draft,
+        found: _Found | None,
     ) -> None:
         """Make one name hold what it should. Raises Conflict when it is not as expected, `_NotOurs`, any VaultError."""
         part = draft.parts.get(name)
@@ -338,7 +361,7 @@ class PathWork:
         if found is not None:
             if not found.live:
                 draft.unsure.discard(name)
-            if found.live and found.digest == digest:
+            if found.holds(stored, digest, part):
                 self._same(name, part, found, digest, same_key, draft)
                 return
             if found.live:
@@ -352,16 +375,16 @@ class PathWork:
             expect = Expect.ABSENT
         if not self.vault.capabilities.compare_and_set:
             expect = Expect.ANY
-        entry = await self._set(name, item, digest, expect, draft)
+        entry = await self._set(name, item, stored, expect, draft)
         draft.created = draft.created or part is None or part.digest is None
-        draft.parts[name] = self._part(name, entry, digest)
+        draft.parts[name] = self._part(name, entry, digest, stored)
         draft.written.append(name)
         draft.target_version = entry.version
 
     def _same(self, name: str, part: Part | None, found: _Found, digest: str, same_key: bool, draft: _Draft) -> None:
         """The target holds the right value already: because we wrote it and died, or because it was there."""
         entry = found.entry or Entry(name)
-        kept = self._part(name, entry, digest)
+        kept = self._part(name, entry, digest, found.digest or digest)
         if part is None or (part.digest is None and not self._may_be_ours(part, found)):
             draft.parts[name] = replace(kept, owned=False)
             draft.adopted.append(name)
@@ -414,7 +437,7 @@ class PathWork:
             return part.owned
         return bool(self.owner and found.entry and found.entry.owner == self.owner)
 
-    async def _set(self, name: str, item: Secret, digest: str, expect: str | Expect, draft: _Draft) -> Entry:
+    async def _set(self, name: str, item: Secret, stored: str, expect: str | Expect, draft: _Draft) -> Entry:
         """Write once. After a time-out it may have worked: look before it is called a failure."""
         try:
             return await self.vault.set_secret(name, item, expect=expect, owner=self.owner)
@@ -423,7 +446,7 @@ class PathWork:
                 raise
             draft.unsure.add(name)
             found = await self._look(name)
-            if found.live and found.digest == digest and found.entry is not None:
+            if found.live and found.digest == stored and found.entry is not None:
                 return found.entry
             raise
 
@@ -502,19 +525,19 @@ class PathWork:
             keys = {self.mapper.rule.key(name): state.path for name in gone}
             await self.store.release_names(self.sync.id, self.target.id, keys)
 
-    async def _source_fields(self, path: str, draft: _Draft) -> tuple[str, ...] | None:
-        """The fields of a source secret that is still there (named only where names need them); None: it is gone."""
+    async def _source_fields(self, path: str, draft: _Draft) -> Fields | None:
+        """The fields of a source secret that is still there (told only where names need them); None: it is gone."""
         name = self.sync.source.prefix + path
         try:
             if self.mapper.by_field or self.source.capabilities.fingerprint is FingerprintCost.VALUE:
                 secret = await self.source.get_secret(name)
                 self._note_source(secret, draft)
-                return tuple(secret.fields)
+                return secret.fields
             entry = await self.source.describe_secret(name)
         except SecretNotFound:
             return None
         draft.source = entry
-        return () if entry.live else None
+        return {} if entry.live else None
 
     async def _remove(self, name: str, draft: _Draft, digests: Collection[str] = ()) -> None:
         """Delete one name if it is ours and still as we left it (or holds one of `digests`, which are the source's now);
@@ -596,10 +619,10 @@ class PathWork:
         except SecretNotFound:
             return _Found()
 
-    def _part(self, name: str, entry: Entry, digest: str) -> Part:
+    def _part(self, name: str, entry: Entry, digest: str, stored: str) -> Part:
         by_value = self.vault.capabilities.fingerprint is FingerprintCost.VALUE
-        fingerprint = f"{self.digester.key_id}:{digest}" if by_value else entry.fingerprint
-        return Part(name, fingerprint=fingerprint, version=entry.version, digest=digest, owned=True)
+        fingerprint = f"{self.digester.key_id}:{stored}" if by_value else entry.fingerprint
+        return Part(name, fingerprint, entry.version, digest, intended=stored if stored != digest else None)
 
     def _note_source(self, secret: Secret, draft: _Draft) -> None:
         draft.source = secret.entry

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("shared", "shared.model", "shared.errors", "shared.notices"),
+    ("shared", "shared.model", "shared.errors", "shared.notices", "shared.rules"),
     (
         "shared.vault",
         "shared.pacing",
@@ -28,6 +28,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "shared.signing",
         "shared.mapping",
         "shared.name_encoding",
+        "shared.patterns",
+        "shared.fields",
+        "shared.transforms",
         "shared.plan",
         "shared.sqlite",
         "shared.templates",
@@ -72,8 +75,9 @@ SDKS = {
     "cryptography": ("shared.vaults",),
     "httpx": ("shared.vaults",),
     "hvac": ("shared.vaults.hashicorp",),
-    "jmespath": ("shared.vaults.http_api",),
+    "jmespath": ("shared.vaults.http_api", "shared.transforms", "shared.config.models"),
     "prometheus_client": ("shared.metrics",),
+    "pyrage": ("shared.transforms",),
     "rich": ("shared.cli",),
     "starlette": ("shared.host",),
     "structlog": ("shared.logs",),

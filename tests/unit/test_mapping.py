@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.errors import InvalidSecret
-from shared.mapping import Digester, Mapper, compile_pattern, name_all, owner_mark, why_left_out
+from shared.mapping import Digester, Mapper, name_all, owner_mark, why_left_out
 from shared.model import Granularity, NameEncoding, Source, Target
+from shared.patterns import compile_pattern
 from shared.vault import NameRule, check_name
 from tests.world import one_way
 

@@ -12,6 +12,7 @@ import pytest
 from sandbox.bitwarden import BitwardenServer
 from sandbox.bitwarden_people import ARGON2ID, Person
 from sandbox.bitwarden_state import Access, Item
+from sandbox.faults import Fault
 from shared.errors import AccessDenied, InvalidSecret, MountNotFound, SecretNotFound, Unavailable, VaultError
 from shared.model import Secret
 from shared.pacing import Pacer
@@ -525,6 +526,34 @@ async def test_an_organisation_key_that_does_not_open_is_told(world: World) -> N
     ops.members[world.ada.account.id].key = "4.AAAA"
     with pytest.raises(MountNotFound, match="key of the organisation 'Ops' can not be opened"):
         await world.connect(organization="Ops", collection="Prod").open()
+
+
+@pytest.mark.parametrize("settled", [True, False])
+@pytest.mark.parametrize("status", [400, 403, 404, 410])
+async def test_a_server_that_refuses_everything_has_lost_no_secret(world: World, status: int, settled: bool) -> None:
+    world.ada.add_note("one", fields={"value": "x"})
+    if settled:
+        world.settle()
+    vault = world.connect()
+    await vault.open()
+    world.server.faults.add(Fault("status", status=status, times=None))
+    for call in (vault.get_secret("one"), vault.get_secret("none"), vault.describe_secret("one"), names(vault)):
+        with pytest.raises(AccessDenied):
+            await call
+    with pytest.raises((AccessDenied, InvalidSecret, Unavailable)):
+        await vault.set_secret("one", Secret({"value": "y"}))
+
+
+async def test_a_new_item_that_got_no_answer_is_found_when_it_is_looked_for(world: World) -> None:
+    vault = world.connect()
+    await vault.set_secret("one", Secret({"value": "x"}))
+    world.server.faults.add(Fault("torn_after", operation="create"))
+    with pytest.raises(Unavailable) as caught:
+        await vault.set_secret("two", Secret({"value": "y"}))
+    assert caught.value.ambiguous
+    assert await fields(vault, "two") == {"value": "y"}
+    await vault.set_secret("two", Secret({"value": "z"}))
+    assert set(world.ada.items()) == {"one", "two"}
 
 
 @pytest.mark.parametrize("junk", [None, 7, "x", [], [7], [{}], [{"id": 7}], {}], ids=repr)

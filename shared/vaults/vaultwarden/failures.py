@@ -19,6 +19,8 @@ from shared.model import utcnow
 LOGIN_REST = 60.0
 """Seconds that a server which has had enough of logins is left alone, unless it says how long: Vaultwarden's window."""
 
+NO_SERVER = "no Bitwarden server answers there: look at `url` and at the proxies on the way"
+
 
 class TokenRefused(AccessDenied):
     """The access token is not, or no longer, valid."""
@@ -58,7 +60,8 @@ def refusal(status: int, headers: httpx.Headers, content: bytes, *, write: bool)
     if status == 403:
         return AccessDenied("the server refused the call" + (f": {text}" if text else ""))
     if status == 404:
-        return SecretNotFound("there is no such item any more")
+        # A proxy's 404, or that of another kind of server, says nothing about an item.
+        return SecretNotFound("there is no such item any more") if text else AccessDenied(NO_SERVER)
     if status == 413 or write:
         return InvalidSecret("the server does not take this item" + (f": {text}" if text else f" ({status})"))
     return AccessDenied(f"the server refused the call ({status})" + (f": {text}" if text else ""))
@@ -92,7 +95,7 @@ def login_refusal(status: int, headers: httpx.Headers, content: bytes, *, by_key
     if "username or password" in lowered or "invalid_username_or_password" in lowered or "invalid_grant" in lowered:
         return AccessDenied("e-mail or master password are wrong")
     if status in (404, 405) or not document:
-        return AccessDenied("no Bitwarden server answers there: look at `url`")
+        return AccessDenied(NO_SERVER)
     return AccessDenied("the login was refused" + (f": {text}" if text else f" ({status})"))
 
 

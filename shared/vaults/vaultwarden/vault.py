@@ -35,7 +35,7 @@ from shared.vault import Capabilities, Finding, FingerprintCost, Use, Vault, che
 from shared.vaults.vaultwarden import crypto, items
 from shared.vaults.vaultwarden.account import Account, item_path
 from shared.vaults.vaultwarden.crypto import SymmetricKey
-from shared.vaults.vaultwarden.failures import not_bitwarden
+from shared.vaults.vaultwarden.failures import NO_SERVER, not_bitwarden
 from shared.vaults.vaultwarden.items import Item
 from shared.vaults.vaultwarden.places import Places, membership, places
 from shared.vaults.vaultwarden.settings import Settings
@@ -239,10 +239,18 @@ class VaultwardenVault(Vault):
         return copied is not None and copied is before and copied.revision == revision
 
     async def _revision(self) -> int:
-        revision = await self._account.get("/accounts/revision-date")
+        revision = await self._whole("/accounts/revision-date")
         if isinstance(revision, bool) or not isinstance(revision, int):
             raise not_bitwarden()
         return revision
+
+    async def _whole(self, path: str) -> Any:
+        """What every account has: that it is "not found" says nothing about a secret."""
+        try:
+            return await self._account.get(path)
+        except SecretNotFound:
+            pass
+        raise AccessDenied(NO_SERVER)
 
     async def _fetch(self, item_id: str) -> Item | None:
         """One item from the server; None: it is not in this vault any more."""
@@ -267,7 +275,7 @@ class VaultwardenVault(Vault):
         now = self._account.server_time()
         if now is None or now - (revision or 0) / 1000 < _SETTLED_AFTER:
             revision = None
-        document = await self._account.get("/sync?excludeDomains=true")
+        document = await self._whole("/sync?excludeDomains=true")
         user_key = await self._account.user_key()
         _check_shape(document)
         copied = self._empty_copy(document, user_key, began, revision)

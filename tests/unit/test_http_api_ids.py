@@ -94,6 +94,30 @@ async def test_two_items_of_one_name_are_an_error_that_names_both(api: OnePasswo
     assert [item["fields"][0]["value"] for item in api.items.values()] == ["x", "y"]
 
 
+async def test_a_search_that_finds_more_than_the_name_is_narrowed(api: OnePasswordApi) -> None:
+    # This one ignores what is searched for.
+    operations = {
+        "list": LISTED,
+        "find": LISTED | {"query": {"like": "{name}"}},
+        "get": {"path": "/items/{id}", "fields": "fields[].{name: label, value: value}", "version": LISTED["version"]},
+    }
+    settings = Settings(
+        kind="http_api",
+        base_url=f"{api.url}/v1/vaults/{api.vault}",
+        auth={"type": "bearer", "token": api.token},
+        operations=operations,
+    )
+    vault = connect("team", settings)
+    api.put("db", {"password": "x"})
+    api.put("db2", {"password": "y"})
+    assert (await vault.get_secret("db")).fields == {"password": "x"}
+    assert (await vault.get_secret("db2")).fields == {"password": "y"}
+    assert api.calls == {"list": 2, "read": 2}
+    with pytest.raises(SecretNotFound):
+        await vault.get_secret("d")
+    await vault.aclose()
+
+
 async def test_a_write_goes_to_what_has_the_name_now(api: OnePasswordApi, vault: Vault) -> None:
     old = api.put("db", {"password": "old"})
     assert await names(vault) == ["db"]

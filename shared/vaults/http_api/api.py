@@ -367,7 +367,9 @@ class HttpApi(Vault):
                 word = "find" if listing is self._operations.find else "list"
                 told = {"name": name} if word == "find" else {"prefix": ""}
                 found = [item async for item in self._walk(listing, word, told)]
-                self._ids.learn(item for item in found if item.wanted)
+                # A search may find more than was asked for, and then not all of that.
+                whole = word == "list"
+                self._ids.learn(item for item in found if item.wanted and (whole or item.name == name))
                 known = self._ids.known(name)
         except VaultError as error:
             failure = self._placed(error, name)

@@ -123,7 +123,11 @@ class Mapper:
         share a name."""
         if not self.by_field:
             return [self.name(path)]
-        return list(self._named(path, self._chosen(path, fields, _nobody)))
+        return list(self.by_name(path, fields))
+
+    def by_name(self, path: str, fields: Fields) -> dict[str, str]:
+        """With granularity `field`: the field that each name holds. Raises InvalidSecret, as `names` does."""
+        return self._named(path, self._chosen(path, fields, _nobody)) if self.by_field else {}
 
     def render(self, path: str, fields: Fields, note: field_rules.Note | None = None) -> dict[str, Rendered]:
         """What is to be written, by name; `note` is told each rule that did something. Raises InvalidSecret."""

@@ -46,6 +46,10 @@ def plan(
     detailed_exitcode: Annotated[
         bool, typer.Option("--detailed-exitcode", help="Exit with 3 when there are changes.")
     ] = False,
+    explain: Annotated[
+        str | None,
+        typer.Option("--explain", metavar="PATH", help="Show how this secret comes to its names and fields instead."),
+    ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
     log_level: LevelOption = None,
@@ -53,6 +57,8 @@ def plan(
     """Show what a sync would do; nothing is written."""
     # That a target does not answer, and is planned without, belongs to the plan.
     session = begin(context, config, as_json, log_level, default_level="warning")
+    if explain is not None:
+        session.with_app(lambda app: _explain(session, app, syncs, explain))
     session.with_app(lambda app: _plan(session, app, syncs, detailed_exitcode))
 
 
@@ -221,6 +227,18 @@ async def _plan(session: Session, app: App, names: list[str] | None, detailed: b
     if any(document["error"] or document.get("failed") for document in documents):
         return FAILED
     return CHANGES if detailed and any(document["planned"] for document in documents) else FINE
+
+
+async def _explain(session: Session, app: App, names: list[str] | None, path: str) -> int:
+    from shared.cli.explain_view import explained, show_explained
+
+    documents = [await explained(app, one, path) for one in chosen(app.config, names)]
+    _result(session, documents[0] if len(documents) == 1 else {"explanations": documents})
+    for number, document in enumerate(documents):
+        if number:
+            session.out.line()
+        show_explained(session, document)
+    return FAILED if any(target["error"] for document in documents for target in document["targets"]) else FINE
 
 
 async def _set_paused(session: Session, app: App, name: str, paused: bool) -> int:

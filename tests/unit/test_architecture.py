@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "shared.signing",
         "shared.mapping",
         "shared.name_encoding",
+        "shared.explanation",
         "shared.patterns",
         "shared.fields",
         "shared.transforms",
@@ -36,6 +37,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "shared.templates",
         "shared.azure_storage",
         "shared.build_info",
+        "shared.event_loop",
         "shared.host_settings",
         "shared.queue_loop",
         "shared.timer_loop",
@@ -84,6 +86,7 @@ SDKS = {
     "tenacity": ("shared.pacing",),
     "typer": ("shared.cli",),
     "uvicorn": ("shared.host",),
+    "uvloop": ("shared.event_loop",),
     "yaml": ("shared.config",),
 }
 """Who may use a package at all."""

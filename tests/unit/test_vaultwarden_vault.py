@@ -266,6 +266,37 @@ async def test_what_is_not_there_is_named_with_what_there_is(world: World, more:
     assert message in place.detail
 
 
+async def test_an_organisation_that_has_not_confirmed_the_account_is_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.ada.add_collection(world.ada.found("Ops"), "Prod")
+    vault = world.connect(organization="Ops", collection="Prod")
+    get = vault._account.get
+
+    async def invited(path: str) -> Any:
+        answer = await get(path)
+        if path.startswith("/sync"):
+            answer["profile"]["organizations"][0] |= {"status": 1, "key": None}
+        return answer
+
+    monkeypatch.setattr(vault._account, "get", invited)
+    with pytest.raises(MountNotFound, match="has not confirmed this account yet"):
+        await vault.open()
+
+
+async def test_a_collection_without_a_readable_name_makes_its_items_doubtful(world: World) -> None:
+    ops = world.ada.found("Ops")
+    prod, apps = world.ada.add_collection(ops, "Prod"), world.ada.add_collection(ops, "Prod/apps")
+    world.ada.add_note("fine", collections=[prod], fields={"value": "x"})
+    item = world.ada.add_note("db", collections=[apps])
+    apps.name = damaged(apps.name, "cut")
+    vault = world.connect(organization="Ops", collection="Prod")
+    assert await names(vault) == ["fine", f"unreadable item {item.id}"]
+    assert await fields(vault, "fine") == {"value": "x"}
+    with pytest.raises(InvalidSecret, match="can not be read"):
+        await vault.get_secret("apps/db")
+
+
 async def test_two_collections_of_one_name_are_told(world: World) -> None:
     ops = world.ada.found("Ops")
     ids = sorted(world.ada.add_collection(ops, "Prod").id for _ in range(2))

@@ -11,7 +11,7 @@ help: ## list the targets
 
 $(BIN)/vaultferry: pyproject.toml requirements.txt constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,fast]' --constraint constraints.txt
 	@touch $@
 
 install: $(BIN)/vaultferry ## make .venv with the vaultferry command

@@ -135,6 +135,8 @@ async def latency(session: aiohttp.ClientSession, running: EventStack) -> tuple[
             with contextlib.suppress(aiohttp.ClientResponseError):
                 await target.get("data", path)
                 break
+            # Often enough, and yet leaving the machine to those who are measured.
+            await asyncio.sleep(0.0005)
             if time.perf_counter() - begin > PATIENCE:
                 raise SystemExit(f"{path} never arrived:\n{running.log('serve')[-3000:]}")
         ours.append((time.perf_counter() - begin) * 1000)

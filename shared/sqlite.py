@@ -1,8 +1,10 @@
 """One SQLite file for the store and the queues of one machine: one writer thread, one reader thread, group commit.
 
-Every commit waits for the disk (`synchronous=FULL`), so what was answered survives a power cut. Callers that write at
-the same time share that wait: their functions run in one transaction, each in a savepoint of its own, and one COMMIT
-ends all of them. Reads have a connection of their own and never wait for a writer (https://sqlite.org/wal.html).
+A commit waits for the disk (`synchronous=FULL`), so what was answered survives a power cut. Callers that write at the
+same time share that wait: their functions run in one transaction, each in a savepoint of its own, and one COMMIT ends
+all of them. Who can do without (`durable=False`) does not wait, unless the commit is shared with somebody who can not:
+such a write survives the process; a power cut may undo it, but only together with all that came after it. Reads have a
+connection of their own and never wait for a writer (https://sqlite.org/wal.html).
 
 Who is alive: each open `Database` has a random `owner` token and holds a lock on one byte of `<file>-owners`. The
 kernel drops the lock when the process ends, however it ends, so that `dead_owners` tells at once what a killed process
@@ -32,7 +34,7 @@ except ImportError:  # pragma: no cover - Windows
     fcntl = None  # type: ignore[assignment]
 
 T = TypeVar("T")
-Job: TypeAlias = "tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any]]"
+Job: TypeAlias = "tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any], bool]"
 
 LAYOUT = 1
 """`PRAGMA user_version`: how the components' versions are kept. Each component counts its own (`Database.migrate`)."""
@@ -99,8 +101,9 @@ class Database:
                 await writer.stop()
             _let_go(self.path, self.owner)
 
-    async def write(self, fn: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `fn` in a write transaction, on the writer's thread, and return its result once it is on the disk.
+    async def write(self, fn: Callable[[sqlite3.Connection], T], *, durable: bool = True) -> T:
+        """Run `fn` in a write transaction, on the writer's thread, and return its result once it is on the disk (or, where
+        it need not be `durable`, once others can see it).
 
         Whatever `fn` raises undoes what it did, and reaches the caller; a sqlite3.Error as StoreError. `fn` neither
         begins nor ends a transaction, and returns no cursor. Few large statements are better than many small ones:
@@ -108,7 +111,7 @@ class Database:
         """
         if self._writer is None:
             raise StoreError(f"the database {self.path} is not open")
-        return await self._writer.call(fn)
+        return await self._writer.call(fn, durable)
 
     async def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
         """Run `fn` on the reader's thread: it sees one consistent, committed state, and can not write."""
@@ -203,6 +206,7 @@ class _Worker:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._name = name
+        self._waits_for_disk = True
 
     async def start(self) -> None:
         ready: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -211,9 +215,9 @@ class _Worker:
         self._thread.start()
         await ready
 
-    async def call(self, fn: Callable[[sqlite3.Connection], T]) -> T:
+    async def call(self, fn: Callable[[sqlite3.Connection], T], durable: bool = True) -> T:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._jobs.put((fn, future))
+        self._jobs.put((fn, future, durable))
         return await future
 
     async def stop(self) -> None:
@@ -234,7 +238,9 @@ class _Worker:
         _resolve([(ready, None)])
         with contextlib.closing(connection):
             while (group := self._next_group()) is not None:
-                _resolve(list(zip((future for _, future in group), self._transaction(connection, group), strict=True)))
+                _resolve(
+                    list(zip((future for _, future, _ in group), self._transaction(connection, group), strict=True))
+                )
 
     def _next_group(self) -> list[Job] | None:
         """The jobs that wait, at least one; None when there will be no more."""
@@ -256,11 +262,12 @@ class _Worker:
     def _transaction(self, connection: sqlite3.Connection, group: list[Job]) -> list[Any]:
         """Each job's result, or the exception it ended with."""
         try:
+            self._wait_for_disk(connection, any(durable for _, _, durable in group))
             connection.execute(self._begin)
             if len(group) == 1:
                 results = [group[0][0](connection)]
             else:
-                results = [_in_savepoint(connection, fn, self._path) for fn, _ in group]
+                results = [_in_savepoint(connection, fn, self._path) for fn, _, _ in group]
             connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - it is handed to whoever asked
             if connection.in_transaction:
@@ -269,6 +276,12 @@ class _Worker:
             # One exception object each: raising adds to its traceback.
             return [store_error(error, self._path) if isinstance(error, sqlite3.Error) else error for _ in group]
         return results
+
+    def _wait_for_disk(self, connection: sqlite3.Connection, durable: bool) -> None:
+        """https://sqlite.org/pragma.html#pragma_synchronous: it takes effect from the next transaction on."""
+        if durable != self._waits_for_disk:
+            connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+            self._waits_for_disk = durable
 
 
 def _in_savepoint(connection: sqlite3.Connection, fn: Callable[[sqlite3.Connection], Any], path: Path) -> Any:

@@ -42,12 +42,11 @@ def relay(
 
     VAULTFERRY_API_KEY and VAULTFERRY_AUDIT_SECRET (or the files that ..._FILE name) are sent and sign what is sent.
     """
-    import asyncio
-
+    from shared.event_loop import run as run_loop
     from shared.relay.process import log_to_stderr, read_options, run
 
     session = begin(context, None, False, log_level, default_level="info")
     with session.failures_told():
         log_to_stderr(session.log_level)
-        asyncio.run(run(read_options(listen, forward, spool, vault, http, session.env)))
+        run_loop(run(read_options(listen, forward, spool, vault, http, session.env)))
         raise typer.Exit(FINE)

@@ -110,14 +110,14 @@ class Session:
 
     def with_config(self, body: Callable[[Config], Awaitable[int]]) -> NoReturn:
         """Carry out a command that needs no store, and exit with what it returns."""
-        import asyncio
+        from shared.event_loop import run
 
         async def main() -> int:
             return await body(config)
 
         with self.failures_told():
             config = self.config()
-            raise typer.Exit(asyncio.run(main()))
+            raise typer.Exit(run(main()))
         raise AssertionError("failures_told lets nothing pass")
 
     @contextlib.contextmanager

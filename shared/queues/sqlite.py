@@ -92,7 +92,8 @@ class SqliteQueues(Queues):
             ).fetchall()
             return [Message(queue, str(row[0]), row[1], row[2], row[3]) for row in sorted(rows)]
 
-        return await self._database.write(take)
+        # After a power cut it was never taken: nobody is left who works on it.
+        return await self._database.write(take, durable=False)
 
     async def wait(self, queue: str, timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -149,8 +150,10 @@ class SqliteQueues(Queues):
     async def _change(self, message: Message, statement: str, values: tuple[object, ...]) -> bool:
         """Run `statement` on the message, if it is still this delivery's."""
         parameters = (*values, int(message.message_id), message.receipt)
+        # What a power cut undoes is delivered once more, as a queue may.
         return await self._database.write(
-            lambda connection: connection.execute(f"{statement} WHERE id = ? AND receipt = ?", parameters).rowcount > 0
+            lambda connection: connection.execute(f"{statement} WHERE id = ? AND receipt = ?", parameters).rowcount > 0,
+            durable=False,
         )
 
     async def _free(self, dead: set[str]) -> None:

@@ -1,15 +1,15 @@
-"""`python -m shared.relay`: what `vaultferry relay` does, with nothing but the standard library and aiohttp."""
+"""`python -m shared.relay`: what `vaultferry relay` does, with nothing but the standard library and aiohttp (and uvloop)."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import os
 import sys
 from collections.abc import Sequence
 
 from shared import VERSION
 from shared.errors import ConfigError, SyncError
+from shared.event_loop import run as run_loop
 from shared.relay.process import LEVELS, log_to_stderr, read_options, run
 
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     level = given.log_level or os.environ.get("VAULTFERRY_LOG_LEVEL", "").strip().lower()
     log_to_stderr(level if level in LEVELS else "info")
     try:
-        asyncio.run(run(read_options(given.listen, given.forward, given.spool, given.vault, given.http, os.environ)))
+        run_loop(run(read_options(given.listen, given.forward, given.spool, given.vault, given.http, os.environ)))
     except SyncError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2 if isinstance(error, ConfigError) else 1

@@ -115,7 +115,7 @@ async def test_entries_in_pieces_or_many_at_once(heard: Heard, tmp_path: Path, s
         assert UNREADABLE not in heard.gaps
 
 
-async def test_a_burst_on_one_path_is_one_record(heard: Heard, tmp_path: Path) -> None:
+async def test_a_burst_on_one_path_is_one_record_that_waits(heard: Heard, tmp_path: Path) -> None:
     heard.open.clear()
     async with listening(heard, tmp_path, "tcp://127.0.0.1:0") as relay, connected(relay.addresses[0]) as writer:
         for version in range(1, 1001):
@@ -123,8 +123,11 @@ async def test_a_burst_on_one_path_is_one_record(heard: Heard, tmp_path: Path) -
         await until(lambda: relay.counters.received == 1000)
         heard.open.set()
         await until(lambda: relay.waiting == 0)
-    assert [notice.version for notice in heard.notices if hasattr(notice, "version")] == [1000]
-    assert relay.counters.merged == 999
+    versions = [notice.version for notice in heard.notices if hasattr(notice, "version")]
+    # One batch may have been on its way when the others came.
+    assert versions[-1] == 1000
+    assert len(versions) <= 2
+    assert relay.counters.merged == 1000 - len(versions)
 
 
 async def test_a_new_connection_and_one_that_is_cut_are_gaps_but_a_look_at_the_port_is_none(

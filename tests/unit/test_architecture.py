@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "shared.signing",
         "shared.mapping",
         "shared.name_encoding",
+        "shared.overlaps",
         "shared.explanation",
         "shared.patterns",
         "shared.fields",

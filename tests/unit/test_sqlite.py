@@ -266,3 +266,21 @@ async def test_closing_one_database_does_not_drop_the_other_ones_lock(db: Databa
         check=True,
     )
     assert answer.stdout.strip() == str([other.owner])
+
+
+async def test_only_what_must_be_durable_waits_for_the_disk(tmp_path: Path) -> None:
+    def mode(connection: sqlite3.Connection) -> int:
+        return int(connection.execute("PRAGMA synchronous").fetchone()[0])
+
+    normal, full = 1, 2
+    database = Database(tmp_path / "a.db")
+    await database.open()
+    try:
+        assert await database.write(mode, durable=False) == normal
+        assert await database.write(mode) == full
+        assert await database.write(mode, durable=False) == normal
+        # Sent at once, they share a transaction.
+        together = await asyncio.gather(database.write(mode, durable=False), database.write(mode))
+        assert together[1] == full
+    finally:
+        await database.aclose()

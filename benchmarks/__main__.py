@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = ("cold_start", "memory", "throughput", "vaultwarden")
+BENCHMARKS = ("cold_start", "memory", "throughput", "vaultwarden", "relay")
 
 if __name__ == "__main__":
     for name in BENCHMARKS:

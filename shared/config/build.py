@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, TypeVar, get_args
@@ -25,6 +25,7 @@ from shared.config.problems import InvalidConfig, Place, Problem, closest, dotte
 from shared.config.result import Config
 from shared.config.yaml_source import Document, read_document
 from shared.model import DeletePolicy, Granularity, RetryPolicy, Source, Sync, Target
+from shared.overlaps import Route, find_cycles, find_overlaps
 from shared.rules import Base64, Build, Decrypt, Encrypt, FieldRules, Fill, Form, JsonPick, Step, Trim
 from shared.settings import VaultSettings
 from shared.transforms import read_identities
@@ -52,6 +53,7 @@ class _Builder:
         for sync in syncs.values():
             if sync is not None:
                 self.look_for_lacks(sync, configured)
+        self.look_for_clashes([sync for sync in syncs.values() if sync is not None])
         if self.problems or file is None:
             raise InvalidConfig(dict.fromkeys(self.problems))
         return Config(
@@ -125,6 +127,30 @@ class _Builder:
                     f"add it to vaults.{vault_id}.operations"
                     + (", or set delete.propagate to false" if lacking == ["delete"] else ""),
                 )
+
+    def look_for_clashes(self, syncs: Sequence[Sync]) -> None:
+        """Syncs that get in each other's way. What only may be is a warning, and so is what no schedule brings about."""
+        for overlap in find_overlaps(syncs):
+            one, other = overlap.one, overlap.other
+            if one.sync is other.sync:
+                if one.target.id != other.target.id:
+                    message = f"writes the same names as target '{one.target.id}' of this sync"
+                    self.report(_place(other), message, "give one of them another `prefix` or `name`")
+                continue
+            both = f"sync '{other.sync.id}' and sync '{one.sync.id}'"
+            hint = "give one of them another `prefix` or `name`, or leave out in one what the other carries"
+            if overlap.certain and one.sync.enabled and other.sync.enabled:
+                self.report(_place(other), f"{both} would write the same names to vault '{one.target.vault}'", hint)
+            else:
+                self.warn(_place(other), f"{both} may write the same names to vault '{one.target.vault}'; {hint}")
+        for cycle in find_cycles(syncs):
+            ways = [f"'{each.sync.id}' ({each.sync.source.vault} to {each.target.vault})" for each in cycle.routes]
+            way = ", ".join([*ways, f"and '{cycle.routes[0].sync.id}' again"])
+            hint = "choose prefixes side by side, or leave out in one what another has written"
+            if cycle.certain and all(each.sync.enabled for each in cycle.routes):
+                self.report(_place(cycle.routes[0]), f"a cycle: what one of these writes, the next reads: {way}", hint)
+            else:
+                self.warn(_place(cycle.routes[0]), f"what one of these writes, the next may read: {way}; {hint}")
 
     def look_for_risks(self, settings: BaseModel | Mapping[str, Any], place: Place) -> None:
         names = settings.model_fields_set if isinstance(settings, BaseModel) else settings
@@ -256,20 +282,10 @@ def _conflicts(source: Source, targets: tuple[Target, ...]) -> Iterator[tuple[st
                 "vault",
                 "choose another vault, or prefixes side by side",
             )
-    for index, target in enumerate(targets):
-        for other in targets[:index]:
-            if target.id != other.id and (target.vault, target.prefix, target.name, target.rename) == (
-                other.vault,
-                other.prefix,
-                other.name,
-                other.rename,
-            ):
-                yield (
-                    f"writes the same names as target '{other.id}' of this sync",
-                    index,
-                    "vault",
-                    "give one of them another `prefix` or `name`",
-                )
+
+
+def _place(route: Route) -> Place:
+    return ("syncs", route.sync.id, "targets", route.index, "vault")
 
 
 def _overlap(one: str, other: str) -> bool:

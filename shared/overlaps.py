@@ -1,0 +1,241 @@
+"""Pure: syncs that get in each other's way, as far as their configuration alone can tell.
+
+Two answers, kept apart. What is *certain* is shown by a name: it is followed through the mappings, and ends where another
+sync puts its own, or where the first one reads. What is *possible* is that two parts of a vault have names in common, by
+what those begin with; a name there may never exist.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from shared.mapping import PLACEHOLDERS, why_left_out
+from shared.model import Granularity, NameEncoding, Sync, Target
+from shared.templates import Placeholder, of_path, parse
+
+_WILDCARD = re.compile(r"[*?]")
+_AS_IT_IS = (Placeholder("path"), Placeholder("dir"))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Route:
+    """One target of one sync. Equal to itself alone."""
+
+    sync: Sync
+    index: int
+
+    @property
+    def target(self) -> Target:
+        return self.sync.targets[self.index]
+
+    @property
+    def resource(self) -> str:
+        return self.sync.source.resource
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """Two targets that write the same names."""
+
+    one: Route
+    other: Route
+    certain: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """Targets each of which writes what the sync of the next one reads, and the last what that of the first reads."""
+
+    routes: tuple[Route, ...]
+    certain: bool
+
+
+def find_overlaps(syncs: Iterable[Sync]) -> Iterator[Overlap]:
+    """Pairs of targets that write, or may write, the same names. Of one sync's targets, only those that surely do."""
+    by_vault: dict[tuple[str, str], list[Route]] = defaultdict(list)
+    for route in _routes(syncs):
+        by_vault[route.target.vault, route.resource].append(route)
+    for routes in by_vault.values():
+        for one, other in combinations(routes, 2):
+            certain = _same_names(one, other)
+            if certain or (one.sync is not other.sync and _written(one).meets(_written(other))):
+                yield Overlap(one, other, certain)
+
+
+def find_cycles(syncs: Iterable[Sync]) -> Iterator[Cycle]:
+    """The shortest cycles of several syncs, each told once. (A sync that reads what it writes itself is refused alone.)"""
+    routes = list(_routes(sync for sync in syncs if sync.type == "unidirectional"))
+    readers: dict[tuple[str, str], list[Route]] = defaultdict(list)
+    for route in routes:
+        readers[route.sync.source.vault, route.resource].append(route)
+    following = {
+        route: [
+            each
+            for each in readers[route.target.vault, route.resource]
+            if each.sync is not route.sync and _written(route).meets(_read(each.sync))
+        ]
+        for route in routes
+    }
+    told: set[frozenset[str]] = set()
+    for route in routes:
+        cycle = _shortest(route, following)
+        if cycle and (ids := frozenset(each.sync.id for each in cycle)) not in told:
+            told.add(ids)
+            yield Cycle(cycle, _comes_back(cycle))
+
+
+def _routes(syncs: Iterable[Sync]) -> Iterator[Route]:
+    for sync in syncs:
+        yield from (Route(sync, index) for index in range(len(sync.targets)))
+
+
+def _shortest(start: Route, following: Mapping[Route, Sequence[Route]]) -> tuple[Route, ...]:
+    """The shortest way from a route back to its own sync; empty: there is none."""
+    waiting: deque[tuple[Route, ...]] = deque([(start,)])
+    seen = {start}
+    while waiting:
+        way = waiting.popleft()
+        for each in following[way[-1]]:
+            if each.sync is start.sync and len(way) > 1:
+                return way
+            if each not in seen:
+                seen.add(each)
+                waiting.append((*way, each))
+    return ()
+
+
+# --- by a name that goes all the way ----------------------------------------------------------------------------------
+
+
+def _same_names(one: Route, other: Route) -> bool:
+    """Whether a secret of one source is given one name by both."""
+    a, b = one.sync.source, other.sync.source
+    alike = (one.target.granularity, one.target.name_encoding) == (other.target.granularity, other.target.name_encoding)
+    by_field = one.target.granularity is Granularity.FIELD
+    if (a.vault, a.resource) != (b.vault, b.resource) or not alike:
+        return False
+    if by_field and one.target.fields != other.target.fields:
+        # They may each take fields of their own.
+        return False
+    names = [one.sync.source.prefix + path for path in _samples(one.sync)]
+    names += [other.sync.source.prefix + path for path in _samples(other.sync)]
+    for name in names:
+        paths = _covered(one.sync, name), _covered(other.sync, name)
+        if None not in paths and _name(one.target, str(paths[0])) == _name(other.target, str(paths[1])):
+            return True
+    return False
+
+
+def _comes_back(cycle: Sequence[Route]) -> bool:
+    """Whether a secret that one of them carries is carried on by all, and ends where the first reads it again."""
+    if any(route.target.name_encoding is NameEncoding.REVERSIBLE for route in cycle):
+        # What the names are depends on the vault.
+        return False
+    for at in range(len(cycle)):
+        order = (*cycle[at:], *cycle[:at])
+        for sample in _samples(order[0].sync):
+            path: str | None = sample
+            for route, then in zip(order, (*order[1:], order[0]), strict=True):
+                path = _covered(then.sync, _name(route.target, path)) if path is not None else None
+            if path is not None:
+                return True
+    return False
+
+
+def _samples(sync: Sync) -> list[str]:
+    """Paths that the sync covers, one for each include pattern that is no expression."""
+    globs = [pattern for pattern in sync.include if not pattern.startswith("regex:")]
+    paths = [re.sub(r"\*+|\?", "x", glob.replace("**/", "")) for glob in globs]
+    return [path for path in paths if why_left_out(sync, path) is None]
+
+
+def _covered(sync: Sync, name: str) -> str | None:
+    """A source's name as the sync's path; None: the sync leaves it alone."""
+    path = name.removeprefix(sync.source.prefix)
+    inside = name.startswith(sync.source.prefix) and path != ""
+    return path if inside and why_left_out(sync, path) is None else None
+
+
+def _name(target: Target, path: str) -> str:
+    """What the target calls it, before it is made to fit the vault."""
+    template = parse(target.rename.get(path, target.name), PLACEHOLDERS)
+    return target.prefix + template.render(of_path(path, "x").__getitem__)
+
+
+# --- by what names begin with -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Names that begin with a text, or the one name that is the text."""
+
+    text: str
+    whole: bool = False
+
+    def within(self, other: _Part) -> bool:
+        return self.text == other.text if other.whole else self.text.startswith(other.text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Region:
+    """A part of a vault: names that are in one of the parts and in none of the holes. It may well hold fewer."""
+
+    parts: tuple[_Part, ...]
+    holes: tuple[_Part, ...]
+
+    def meets(self, other: _Region) -> bool:
+        return any(
+            self._has(inner) and other._has(inner)
+            for one in self.parts
+            for two in other.parts
+            for inner in ([one] if one.within(two) else [two] if two.within(one) else [])
+        )
+
+    def _has(self, part: _Part) -> bool:
+        return not any(part.within(hole) and (part.whole or not hole.whole) for hole in self.holes)
+
+
+def _read(sync: Sync) -> _Region:
+    return _below(sync.source.prefix, sync, whole=True)
+
+
+def _written(route: Route) -> _Region:
+    target = route.target
+    template = parse(target.name, PLACEHOLDERS)
+    begins = target.prefix + template.head
+    rest = template.pieces[1:] if template.head else template.pieces
+    renamed = tuple(_beginning(target, name) for name in target.rename.values())
+    if not rest or rest[0] not in _AS_IT_IS or (rest[0] == Placeholder("dir") and not template.keeps("path")):
+        return _Region((_beginning(target, target.name), *renamed), ())
+    region = _below(begins, route.sync, whole=len(rest) == 1)
+    # A name of the table may well lie where `exclude` leaves a hole.
+    return _Region((*region.parts, *renamed), () if renamed else region.holes)
+
+
+def _beginning(target: Target, text: str) -> _Part:
+    template = parse(text, PLACEHOLDERS)
+    return _Part(target.prefix + template.head, whole=not template.placeholders)
+
+
+def _below(prefix: str, sync: Sync, *, whole: bool) -> _Region:
+    """The paths that a sync covers, behind a prefix. `whole`: nothing follows them."""
+    parts = tuple(_Part(prefix + part.text, part.whole and whole) for part in map(_head, sync.include))
+    # Only an exclude pattern that leaves out everything below it makes a hole for certain.
+    holes = tuple(
+        _Part(prefix + head.text, head.whole)
+        for pattern, head in ((each, _head(each)) for each in sync.exclude)
+        if (head.whole and whole) or pattern == f"{head.text}**"
+    )
+    return _Region(parts, holes)
+
+
+def _head(pattern: str) -> _Part:
+    """What the paths that a pattern matches begin with."""
+    if pattern.startswith("regex:"):
+        return _Part("")
+    found = _WILDCARD.search(pattern)
+    return _Part(pattern[: found.start()]) if found else _Part(pattern, whole=True)

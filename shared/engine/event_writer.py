@@ -82,7 +82,9 @@ class EventWriter:
             log.info("%d paths that the sync does not cover any more are dropped", len(hints) - len(paths), extra=extra)
         if not paths:
             return
-        if (await self._store.get_control(sync.id)).paused:
+        first = self._store.get_objects(job.sync, job.target, paths[:BATCH])
+        control, known = await asyncio.gather(self._store.get_control(sync.id), first)
+        if control.paused:
             await self._runs.rerun(sync.id)
             return
         came = _Came()
@@ -92,7 +94,10 @@ class EventWriter:
             await self._settler.unopened(sync, target, paths, error, came, run_id=None, attempt=job.attempt)
         else:
             for at in range(0, len(paths), BATCH):
-                await self._look(work, job, hints, paths[at : at + BATCH], came)
+                some = paths[at : at + BATCH]
+                if at:
+                    known = await self._store.get_objects(job.sync, job.target, some)
+                await self._look(work, job, {path: hints[path] for path in some}, known, came)
         if came.plan is not None:
             log.warning("left to a run: %s", came.plan, extra=extra)
             await self._runs.rerun(sync.id)
@@ -118,19 +123,23 @@ class EventWriter:
     # one batch --------------------------------------------------------------------------------------------------------
 
     async def _look(
-        self, work: PathWork, job: EventJob, hints: Mapping[str, str | None], paths: Sequence[str], came: _Came
+        self,
+        work: PathWork,
+        job: EventJob,
+        hints: Mapping[str, str | None],
+        known: Mapping[str, ObjectState],
+        came: _Came,
     ) -> None:
         now = self._in.clock()
-        known = await self._store.get_objects(job.sync, job.target, paths)
         states: list[ObjectState] = []
-        for path in paths:
+        for path, hint in hints.items():
             state = known.get(path) or ObjectState(job.sync, job.target, path)
             if state.claim and state.claim_expires_at and state.claim_expires_at > now:
                 came.later[path] = Later(busy=True)
                 came.since[path] = (now + CLAIM - state.claim_expires_at).total_seconds()
             elif state.status is ObjectStatus.FAILED and is_shared_name(state.error):
                 came.plan = state.error
-            elif not _is_old_news(work, state, hints[path]):
+            elif not _is_old_news(work, state, hint):
                 states.append(state)
         read = await asyncio.gather(*(self._read(work, job, state, came) for state in states), return_exceptions=True)
         write: list[_Todo] = []

@@ -328,7 +328,8 @@ class SqliteStore(Store):
                 (what, iso(until)),
             )
 
-        await self._db.write(run)
+        # What a power cut makes it forget is merely done twice.
+        await self._db.write(run, durable=False)
 
     async def remembers(self, what: str) -> bool:
         query = "SELECT 1 FROM syncs_seen WHERE what = ? AND until > ?"

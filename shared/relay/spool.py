@@ -160,7 +160,8 @@ class Spool:
                 )
             return removed
 
-        removed = await self.database.write(run)
+        # What a power cut brings back is sent once more.
+        removed = await self.database.write(run, durable=False)
         self.rows -= removed
 
     async def since(self) -> float | None:

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from sandbox.bitwarden import BitwardenServer
+from sandbox.bitwarden_people import Person
+from sandbox.bitwarden_state import date
 from tests.servers import places
 from tests.servers.hosting import Host
 from tests.servers.processes import ServerMissing
@@ -85,8 +87,8 @@ class Bw:
         self.environment["BW_SESSION"] = self("unlock", "--passwordenv", "BW_PASSWORD", "--raw")
 
     @contextlib.contextmanager
-    def open(self) -> "Iterator[BwOpen]":
-        """The client as one process that stays (`bw serve`); to be logged in before."""
+    def open(self, person: Person) -> "Iterator[BwOpen]":
+        """The client as one process that stays (`bw serve`); logged in before, as this person."""
         with socket.create_server(("127.0.0.1", 0)) as listener:
             descriptor = listener.fileno()
             # No browser is near that the protection would be against.
@@ -101,7 +103,7 @@ class Bw:
             )
             port = listener.getsockname()[1]
         try:
-            yield BwOpen(port)
+            yield BwOpen(port, person)
         finally:
             process.kill()
             process.wait()
@@ -112,6 +114,7 @@ class BwOpen:
     """The same commands without a second's start for each: https://bitwarden.com/help/vault-management-api/"""
 
     port: int
+    person: Person = field(repr=False)
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """Raises BwError with what the client says instead."""
@@ -147,12 +150,23 @@ class BwOpen:
 
     def create(self, kind: str, document: Any, query: str = "") -> Any:
         created = self.ask("POST", f"/object/{kind}{query}", document)
-        # It answers a moment before it knows its own item again.
-        for _ in range(_LOOKS if kind == "item" else 0):
-            with contextlib.suppress(BwError):
-                self.get(kind, created["id"])
-                break
+        if kind == "item":
+            self.wait(lambda: self._knows(created["id"]))
         return created
+
+    def wait(self, there: Callable[[], bool]) -> None:
+        """The client answers a moment before it knows what it has just saved or fetched."""
+        for _ in range(_LOOKS):
+            if there():
+                return
+        raise BwError("it does not know what it has just saved or fetched")
+
+    def _knows(self, item_id: str) -> bool:
+        try:
+            self.get("item", item_id)
+        except BwError:
+            return False
+        return True
 
     def edit(self, kind: str, object_id: str, document: Any) -> Any:
         return self.ask("PUT", f"/object/{kind}/{object_id}", document)
@@ -169,6 +183,11 @@ class BwOpen:
     def items(self) -> dict[str, Any]:
         """What there is after a sync, by name."""
         self.sync()
+        state, account = self.person.state, self.person.account
+        there = [item for item in state.visible_items(account) if item.deleted is None]
+        # Its own dates end after milliseconds.
+        dates = {item.id: str(date(item.updated))[:-4] for item in there}
+        self.wait(lambda: {each["id"]: each["revisionDate"][:-1] for each in self.list("items")} == dates)
         return {item["name"]: item for item in self.list("items")}
 
 

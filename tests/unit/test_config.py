@@ -34,6 +34,7 @@ ENVIRONMENT = dict.fromkeys(
 ) | {
     "VAULT_ADDR": "https://vault.example:8200", "OP_CONNECT_HOST": "https://connect.example",
     "VW_EMAIL": "ferry@example.org", "VW_CLIENT_ID": "user.1",
+    "AGE_RECIPIENT": "age199jv5jcdprx58s7j838zf7wu8804l7aklnpqemnhqjx3vafr4e8su333dl",
 }  # fmt: skip
 VAULTS = """\
 vaults:

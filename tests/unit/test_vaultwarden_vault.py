@@ -432,6 +432,31 @@ async def test_an_item_that_a_person_removes_while_it_is_known_is_made_anew(worl
     assert await fields(vault, "one") == {"value": "2"}
 
 
+async def test_an_item_that_a_person_moves_away_is_made_anew(world: World) -> None:
+    ops = world.ada.found("Ops")
+    prod, test = world.ada.add_collection(ops, "Prod"), world.ada.add_collection(ops, "Test")
+    vault = world.connect(organization="Ops", collection="Prod")
+    await vault.set_secret("one", Secret({"value": "1"}))
+    old = only(world.ada)
+    old.collections = {test.id}
+    await vault.set_secret("one", Secret({"value": "2"}))
+    assert [each.collections for each in world.server.state.items.values()] == [{test.id}, {prod.id}]
+    assert await fields(vault, "one") == {"value": "2"}
+
+
+async def test_one_who_may_only_read_sees_each_change(world: World) -> None:
+    ops = world.ada.found("Ops")
+    prod = world.ada.add_collection(ops, "Prod")
+    writer = world.connect(organization="Ops", collection="Prod")
+    bob = world.server.register("bob@example.org", PASSWORD)
+    world.ada.invite(ops, bob, {prod.id: Access(read_only=True)})
+    reader = world.connect(email="bob@example.org", organization="Ops", collection="Prod")
+    for value in ("1", "2"):
+        await writer.set_secret("one", Secret({"value": value}))
+        assert await fields(reader, "one") == {"value": value}
+    assert world.called("get") == 0
+
+
 async def test_what_a_person_saved_meanwhile_is_looked_at_before_it_is_saved_over(world: World) -> None:
     vault = world.connect()
     await vault.set_secret("one", Secret({"password": "1"}))

@@ -27,6 +27,7 @@ class Places:
     unreadable: frozenset[str] = frozenset()
     """Ids of those whose names can not be decrypted: what is in them may belong to the vault or not."""
     read_only: frozenset[str] = frozenset()
+    """Of those of the vault."""
     elsewhere: frozenset[str] = frozenset()
     """Folders that do not belong to the vault."""
 
@@ -77,7 +78,7 @@ def places(settings: Settings, sync: Document, user_key: SymmetricKey, keys: Map
     names, unreadable = _names(collections, keys[organization["id"]])
     where = f"of {settings.organization!r} that this account sees"
     prefixes = _below(settings.collection or "", names, unreadable, "collection", where)
-    read_only = frozenset(str(each["id"]) for each in collections if each.get("readOnly"))
+    read_only = frozenset(each["id"] for each in collections if each.get("readOnly") and each["id"] in prefixes)
     return Places(organization["id"], prefixes, unreadable, read_only)
 
 

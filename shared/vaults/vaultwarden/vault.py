@@ -223,7 +223,8 @@ class VaultwardenVault(Vault):
         if copied.revision is not None and await self._proven():
             return (self._copy or copied).find(name)
         ids = copied.names.get(name, set())
-        if len(ids) == 1:
+        # Asked for one item, Vaultwarden leaves out the collections that the account may only read.
+        if len(ids) == 1 and not copied.places.read_only:
             item = await self._fetch(next(iter(ids)))
             if item is not None and item.name == name:
                 return item
@@ -360,9 +361,15 @@ class VaultwardenVault(Vault):
             document = await self._write(self._account.send("PUT", item_path(item.id), request))
         except (Conflict, SecretNotFound):
             return None
-        if document.get("deletedDate"):
+        if document.get("deletedDate") or (not copied.places.read_only and self._is_elsewhere(document, copied)):
             return None
         return self._saved(document, item.prefix, copied)
+
+    def _is_elsewhere(self, document: Mapping[str, Any], copied: _Copy) -> bool:
+        try:
+            return copied.places.prefix_of(document) is None
+        except InvalidSecret:
+            return True
 
     async def _write(self, sent: Awaitable[Any]) -> Any:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pyrage
@@ -112,6 +113,24 @@ def test_keys_and_constants_are_in_no_repr_of_the_configuration() -> None:
     config = parse((FILE + ALL).replace("PUBLIC", PUBLIC).encode(), ENVIRONMENT, "f")
     assert str(IDENTITY) not in repr(config)
     assert "postgres" not in repr(config)
+
+
+DOCUMENTED = re.findall(
+    r"^```yaml\n(.*?)^```", (Path(__file__).parents[2] / "docs" / "mapping.md").read_text("utf-8"), re.M | re.S
+)
+
+
+@pytest.mark.parametrize("text", DOCUMENTED)
+def test_what_the_documentation_shows_is_valid(text: str) -> None:
+    indented = "".join(f"    {line}\n" for line in text.splitlines())
+    file = FILE.partition("    targets:")[0] + indented
+    vaults = "".join(f'  {name}: {{kind: file, path: {name}, key: "${{KEY}}"}}\n' for name in ("prod", "escrow"))
+    config = parse(
+        file.replace("vaults:\n", "vaults:\n" + vaults, 1).encode(),
+        ENVIRONMENT | {"AGE_RECIPIENT": PUBLIC},
+        "docs/mapping.md",
+    )
+    assert config.warnings == ()
 
 
 def test_the_example_is_read() -> None:

@@ -66,12 +66,13 @@ class Watched(MemoryVault):
 
 class Convergence(RuleBasedStateMachine):
     by_field = False
+    watched = Watched
 
     @initialize(reads=st.sampled_from(KINDS), writes=st.sampled_from(KINDS))
     def begin(self, reads: Capabilities, writes: Capabilities) -> None:
         self.runner = asyncio.Runner()
         self.folder = tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
-        self.source, self.target = MemoryVault("source", reads), Watched("target", writes)
+        self.source, self.target = MemoryVault("source", reads), self.watched("target", writes)
         self.prefix = ""
         self.kills = 0
         self.stack = AsyncExitStack()

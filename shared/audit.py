@@ -8,6 +8,7 @@ https://developer.hashicorp.com/vault/docs/audit#format-of-audit-log-entries
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,6 +26,9 @@ NEWEST = (1 << 53) - 1
 MARK = "vaultferry"
 """The key that tells our own records from Vault's entries."""
 
+_CHANGES = re.compile(rb'"operation"\s*:\s*"(?:create|update|patch|delete)"')
+_STEPS = frozenset({"", ".", ".."})
+
 
 class Unreadable(ValueError):
     """A line that is no audit entry. Its text is fixed: it never quotes the line."""
@@ -33,10 +37,9 @@ class Unreadable(ValueError):
 def may_matter(line: bytes) -> bool:
     """A cheap test that lets every entry through that `project` would make something of, and few others."""
     return (
-        b"response" in line
+        b'"response"' in line
+        and _CHANGES.search(line) is not None
         and (b'"kv"' in line or b"sys/" in line or b'"generic"' in line)
-        # With their quotes: `created_time` is in the answer to every read.
-        and (b'"update"' in line or b'"create"' in line or b'"delete"' in line or b'"patch"' in line)
     )
 
 
@@ -63,12 +66,12 @@ def read_line(line: bytes) -> Any:
 
 def project(entry: Any, vault: str | None = None) -> AuditNotice | GapNotice | None:
     """What an audit entry of Vault asks to be looked at; None: nothing. Raises Unreadable for what is no entry."""
-    if not isinstance(entry, Mapping) or not isinstance(entry.get("type"), str):
+    if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
         raise Unreadable("no audit entry")
     request = entry.get("request")
     if entry["type"] != "response" or entry.get("error"):
         return None
-    if not isinstance(request, Mapping):
+    if not isinstance(request, dict):
         raise Unreadable("an entry without a request")
     operation, path = request.get("operation"), request.get("path")
     if not isinstance(operation, str) or not isinstance(path, str):
@@ -122,7 +125,7 @@ def from_record(record: Any, vault: str | None = None) -> AuditNotice | GapNotic
 
     `vault` is what the sender said for all of them; a record's own word goes first.
     """
-    if not isinstance(record, Mapping) or MARK not in record:
+    if not isinstance(record, dict) or MARK not in record:
         return project(record, vault)
     vault = _text(record, "vault", None) or vault
     if record[MARK] == "gap":
@@ -155,7 +158,7 @@ def _text_only(text: str) -> str:
 
 
 def _namespace(given: Any) -> str:
-    if not isinstance(given, Mapping):
+    if not isinstance(given, dict):
         return ""
     path = given.get("path")
     if isinstance(path, str):
@@ -167,14 +170,14 @@ def _namespace(given: Any) -> str:
 
 def _checked(path: str) -> str:
     """Paths are logged as they were sent; one that leaves its place is no secret's."""
-    if not path or any(segment in ("", ".", "..") for segment in path.rstrip("/").split("/")):
+    if not _STEPS.isdisjoint(path.rstrip("/").split("/")):
         raise Unreadable("a path with empty, '.' or '..' segments")
     return _text_only(path)
 
 
 def _version(response: Any) -> int | None:
-    data = response.get("data") if isinstance(response, Mapping) else None
-    version = data.get("version") if isinstance(data, Mapping) else None
+    data = response.get("data") if isinstance(response, dict) else None
+    version = data.get("version") if isinstance(data, dict) else None
     return version if _is_version(version) else None
 
 

@@ -1,7 +1,7 @@
 """From the spool to the other side: oldest first, one batch under way at a time, each until it is answered.
 
 A batch that is not answered is sent again as it is, under the same id. Batches grow by themselves: while one is under way,
-the next gathers.
+the next gathers; and when there is much to tell, a moment longer, so that the sockets have the processor.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ log = logging.getLogger("vaultferry.relay")
 BATCH_RECORDS = 2_000
 BATCH_BYTES = 1_000_000
 """About, and before they are packed."""
+BUSY = 64
+"""Records in a batch from which on more are gathered before the next: each request costs as much as many records."""
+GATHER = 0.02
+"""Seconds that they are gathered for."""
 FIRST_DELAY = 0.1
 LONGEST_DELAY = 30.0
 LONGEST_WISH = 300.0
@@ -87,6 +91,8 @@ class Forwarder:
                 if rows:
                     if not await self._deliver(rows):
                         return
+                    if BUSY <= len(rows) < BATCH_RECORDS and not self._stopping.is_set():
+                        await asyncio.sleep(GATHER)
                     continue
             except StoreError as error:
                 self._counters.spool_failures += 1

@@ -26,6 +26,10 @@ log = logging.getLogger("vaultferry.relay")
 
 FLUSH = 5_000
 """Paths that go to the disk in one transaction at most, so that the first of them does not wait for all."""
+BUSY = 64
+"""Paths in one transaction from which on more are gathered before the next: each costs a wait for the disk."""
+GATHER = 0.02
+"""Seconds that they are gathered for."""
 LONGEST_PATH = 8_192
 """Characters of namespace, mount and path. None of Vault's own clients comes near."""
 WATCH_EVERY = 1.0
@@ -212,6 +216,8 @@ class Relay:
                 log.info("the disk takes what was heard again")
                 self.disk_trouble = None
             self._forwarder.wake()
+            if len(notices) >= BUSY and not self._stopping:
+                await asyncio.sleep(GATHER)
 
     async def _watch(self) -> None:
         while True:

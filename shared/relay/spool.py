@@ -45,14 +45,20 @@ _SCRIPTS = (
     );
     """,
 )
-_INSERT = (
-    "INSERT INTO waiting (position, seq, vault, namespace, mount, path, version, since)"
-    " VALUES (:seq, :seq, :vault, :namespace, :mount, :path, :version, :since) ON CONFLICT DO NOTHING"
-)
+# Many rows in one statement: SQLite's thread lets the sockets' thread go on once a statement, and not once a row.
+_PORTIONS = (256, 16, 1)
+"""Rows in a statement. Few sizes, so that each statement is prepared once."""
+_INSERT = "INSERT INTO waiting (position, seq, vault, namespace, mount, path, version, since) VALUES {} ON CONFLICT DO "
+_KEEP = _INSERT + "NOTHING"
 _CHANGE = (
-    "UPDATE waiting SET seq = :seq, version = CASE WHEN version IS NULL OR :version IS NULL THEN NULL"
-    " ELSE max(version, :version) END"
-    " WHERE path = :path AND mount = :mount AND namespace = :namespace AND vault = :vault AND seq < :seq"
+    _INSERT + "UPDATE SET seq = excluded.seq, version ="
+    " CASE WHEN version IS NULL OR excluded.version IS NULL THEN NULL ELSE max(version, excluded.version) END"
+    " WHERE seq < excluded.seq"
+)
+# In this order: looked at the other way round, each statement would read the whole table.
+_REMOVE = (
+    "DELETE FROM waiting WHERE position IN (SELECT position FROM (VALUES {}) AS sent"
+    " CROSS JOIN waiting ON position = sent.column1 AND seq = sent.column2)"
 )
 
 
@@ -98,20 +104,20 @@ class Spool:
 
         Returns how many paths were known before. Raises StoreError; then none was kept.
         """
-        rows = [_parameters(notice, self._seq + at, since) for at, notice in enumerate(notices, 1)]
+        rows = [_columns(notice, self._seq + at, since) for at, notice in enumerate(notices, 1)]
         self._seq += len(rows)
         room = self._max_rows - self.rows
 
         def run(connection: sqlite3.Connection) -> tuple[int, int]:
-            inserted = connection.executemany(_INSERT, rows).rowcount
+            inserted = _for_each(connection, _KEEP, rows)
             if inserted < len(rows):
-                connection.executemany(_CHANGE, rows)
+                _for_each(connection, _CHANGE, rows)
             if inserted <= room:
                 return inserted, len(rows) - inserted
             # A full run costs less than a million looks.
             gone = connection.execute("DELETE FROM waiting").rowcount
-            full = _parameters(GapNotice(SPOOL_FULL, rows[-1]["vault"] or None), rows[-1]["seq"], since)
-            connection.execute(_INSERT, full)
+            full = GapNotice(SPOOL_FULL, notices[-1].vault)
+            _for_each(connection, _KEEP, [_columns(full, rows[-1][0], since)])
             return inserted - gone + 1, 0
 
         more, known = await self.database.write(run)
@@ -152,7 +158,7 @@ class Spool:
         now = time.time()
 
         def run(connection: sqlite3.Connection) -> int:
-            removed = connection.executemany("DELETE FROM waiting WHERE position = ? AND seq = ?", sent).rowcount
+            removed = _for_each(connection, _REMOVE, sent)
             if removed < len(sent):
                 connection.executemany(
                     "UPDATE waiting SET position = seq, since = ? WHERE position = ? AND seq > ?",
@@ -198,14 +204,20 @@ def _count(connection: sqlite3.Connection) -> tuple[int, int]:
     return rows, highest or 0
 
 
-def _parameters(notice: AuditNotice | GapNotice, seq: int, since: float) -> dict[str, Any]:
-    row: dict[str, Any] = {"seq": seq, "since": since, "vault": notice.vault or ""}
+def _for_each(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> int:
+    """Run a statement whose VALUES are `rows`, in portions; how many rows of the table it touched."""
+    touched = at = 0
+    while at < len(rows):
+        size = next(size for size in _PORTIONS if size <= len(rows) - at)
+        places = ",".join([f"({','.join('?' * len(rows[at]))})"] * size)
+        values = [value for row in rows[at : at + size] for value in row]
+        touched += connection.execute(statement.format(places), values).rowcount
+        at += size
+    return touched
+
+
+def _columns(notice: AuditNotice | GapNotice, seq: int, since: float) -> tuple[Any, ...]:
+    vault = notice.vault or ""
     if isinstance(notice, GapNotice):
-        return {**row, "namespace": "", "mount": "", "path": notice.why, "version": None}
-    return {
-        **row,
-        "namespace": notice.namespace,
-        "mount": notice.mount,
-        "path": notice.path,
-        "version": notice.version,
-    }
+        return (seq, seq, vault, "", "", notice.why, None, since)
+    return (seq, seq, vault, notice.namespace, notice.mount, notice.path, notice.version, since)

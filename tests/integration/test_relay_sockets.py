@@ -127,7 +127,7 @@ async def test_a_burst_on_one_path_is_one_record_that_waits(heard: Heard, tmp_pa
     # One batch may have been on its way when the others came.
     assert versions[-1] == 1000
     assert len(versions) <= 2
-    assert relay.counters.merged == 1000 - len(versions)
+    assert 1000 - len(versions) <= relay.counters.merged <= 999
 
 
 async def test_a_new_connection_and_one_that_is_cut_are_gaps_but_a_look_at_the_port_is_none(

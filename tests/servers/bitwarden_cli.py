@@ -21,7 +21,7 @@ from tests.servers.hosting import Host
 from tests.servers.processes import ServerMissing
 
 _CALL_SECONDS = 120.0
-_LOOKS = 1000
+_LOOKS = 100
 _Result = TypeVar("_Result")
 
 
@@ -146,7 +146,7 @@ class BwOpen:
         return self._call("GET", f"/object/attachment/{attachment_id}?itemid={item_id}")
 
     def sync(self) -> None:
-        self.ask("POST", "/sync")
+        self.ask("POST", "/sync?force=true")
 
     def create(self, kind: str, document: Any, query: str = "") -> Any:
         created = self.ask("POST", f"/object/{kind}{query}", document)
@@ -155,10 +155,11 @@ class BwOpen:
         return created
 
     def wait(self, there: Callable[[], bool]) -> None:
-        """The client answers a moment before it knows what it has just saved or fetched."""
+        """The client answers before it knows what it has just saved, and a sync on its way makes it forget that again."""
         for _ in range(_LOOKS):
             if there():
                 return
+            self.sync()
         raise BwError("it does not know what it has just saved or fetched")
 
     def _knows(self, item_id: str) -> bool:

@@ -106,6 +106,7 @@ def test_an_item_is_created_edited_trashed_restored_and_deleted(bw: BwOpen, ada:
     bw.delete("item", created["id"])
     assert "edited ü" not in bw.items()
     assert stored.deleted is not None
+    bw.wait(lambda: created["id"] in [each["id"] for each in bw.list("items", "?trash=true")])
     bw.ask("POST", f"/restore/item/{created['id']}")
     assert bw.items()["edited ü"]["login"]["password"] == "two"
     bw.delete("item", created["id"], "?permanent=true")
@@ -163,6 +164,7 @@ def test_an_organisations_items_are_read_and_written_under_its_own_key(
     stored = bitwarden.server.state.items[moved["id"]]
     assert (stored.account_id, stored.organization_id, stored.collections) == (None, ops.id, {test["id"]})
     assert ada.read(stored)["data"]["password"] == "m"
+    bw.wait(lambda: bw.get("item", moved["id"])["collectionIds"] == [test["id"]])
     bw.edit("item-collections", moved["id"], [prod.id])
     assert stored.collections == {prod.id}
     bw.delete("org-collection", test["id"], f"?organizationId={ops.id}")

@@ -55,7 +55,8 @@ class Mapper:
         self.rule = rule
         self._reversible = target.name_encoding is NameEncoding.REVERSIBLE
         self._template = parse(target.name, PLACEHOLDERS)
-        self._shapes = target.fields != FieldRules() or bool(target.transform)
+        shapes = target.fields != FieldRules() or bool(target.transform)
+        self._values = _values_recipe(target) if shapes else ""
         self.recipe = _short_hash(
             [
                 FORMAT,
@@ -67,7 +68,7 @@ class Mapper:
                 *([rule.replacement, rule.upper_case] if (rule.replacement, rule.upper_case) != ("-", False) else []),
                 *([{"rename": target.rename}] if target.rename else []),
                 *([{"name_encoding": target.name_encoding, "folds": rule.ignores_case}] if self._reversible else []),
-                *([{"values": _values_recipe(target)}] if self._shapes else []),
+                *([{"values": self._values}] if shapes else []),
             ]
         )
         """Identifies this mapping: a state row with another recipe is due again."""
@@ -157,7 +158,7 @@ class Mapper:
         if not sealed:
             return Rendered(Secret(fields=dict(fields)))
         # With the recipe, so that another recipient is another secret.
-        return Rendered(Secret(fields=dict(fields)), {"fields": dict(meant), "recipe": _values_recipe(self.target)})
+        return Rendered(Secret(fields=dict(fields)), {"fields": dict(meant), "recipe": self._values})
 
     def _named(self, path: str, fields: Iterable[str]) -> dict[str, str]:
         """Fields by name."""

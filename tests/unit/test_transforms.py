@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from shared.errors import ConfigError, InvalidSecret, Unavailable
 from shared.mapping import Mapper
 from shared.model import DeletePolicy, Entry, Granularity, ObjectStatus, OnExisting, Source, Sync, Target
+from shared.notices import AuditNotice
 from shared.rules import Base64, Build, Decrypt, Encrypt, Ends, FieldRules, Fill, Form, JsonPick, Step, Trim
 from shared.transforms import Transformed, check_recipients, read_identities, transform
 from shared.vault import Capabilities, FingerprintCost, NameRule
@@ -293,6 +294,27 @@ async def test_another_digest_key_encrypts_once_more_and_no_more(tmp_path: Path,
         assert texts(target) == ["new"]
         assert (await here.sync()).unchanged == 1
         assert target.values() == before
+
+
+@every_target
+@pytest.mark.parametrize("by_field", [False, True])
+async def test_an_event_encrypts_what_changed_and_leaves_the_rest(tmp_path: Path, make: Any, by_field: bool) -> None:
+    source, target = source_with(password=CANARY), make()
+    async with world(tmp_path, [source, target], sealing(by_field=by_field)) as here:
+
+        async def told(*names: str) -> None:
+            await here.engine.events.take([AuditNotice("source/", name) for name in names])
+            await here.drain()
+
+        await told("db")
+        assert texts(target) == [CANARY]
+        await told("db", "db")
+        assert len(target.writes) == 1
+        source.put("db", {"password": "new"})
+        await told("db")
+        assert texts(target) == ["new"]
+        assert len(target.writes) == 2
+        assert (await here.sync()).unchanged == 1
 
 
 async def test_what_is_encrypted_here_is_decrypted_there(tmp_path: Path) -> None:

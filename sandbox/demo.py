@@ -36,6 +36,7 @@ STORM = 3.0
 """Seconds that the destinations misbehave: less than the retries of a sync's defaults last."""
 PATIENCE = 45
 """Seconds that any one command may take."""
+PASSWORD = "correct horse battery staple"
 NEWCOMER = "shop/checkout/api-key"
 SOON = 10.0
 """Seconds within which an event must have had its effect; it takes milliseconds."""
@@ -65,6 +66,30 @@ syncs:
       - {{vault: twin, prefix: copy/}}
     exclude: ["scratch/**"]
     delete: {{propagate: true}}
+"""
+
+
+PEOPLE = """\
+# Written by `make demo`, too: people keep theirs in Vaultwarden, which never sees more than ciphertext.
+vaults:
+  hub: {{kind: hashicorp, address: "{hub}", auth: {{method: token, token: "${{DEMO_TOKEN}}"}}}}
+  people:
+    kind: vaultwarden
+    url: {people}
+    ca_bundle: people-ca.pem
+    email: {email}
+    password: "${{DEMO_PASSWORD}}"
+    organization: {organization}
+    collection: {collection}
+  prod: {{kind: azure_key_vault, url: "{prod}", ca_bundle: ca.pem, auth: {{method: managed_identity}}}}
+
+syncs:
+  teams-to-people:
+    source: {{vault: hub, prefix: apps/teams/}}
+    targets: [{{vault: people}}]
+  people-to-prod:
+    source: {{vault: people}}
+    targets: [{{vault: prod, prefix: people/}}]        # people-deploy-token-01
 """
 
 
@@ -194,9 +219,9 @@ class KeyVault(Server):
 
 
 @contextlib.contextmanager
-def servers() -> Iterator[tuple[Vault, KeyVault, Vault]]:
-    """Two Vaults and a Key Vault, each in a process of its own, for as long as the block runs."""
-    modules = ("sandbox.vault", "sandbox.key_vault", "sandbox.vault")
+def servers() -> Iterator[tuple[Vault, KeyVault, Vault, Server]]:
+    """Two Vaults, a Key Vault and a Vaultwarden, each in a process of its own, for as long as the block runs."""
+    modules = ("sandbox.vault", "sandbox.key_vault", "sandbox.vault", "sandbox.bitwarden")
     processes = [
         subprocess.Popen(  # noqa: S603 - our own modules
             [sys.executable, "-m", module],
@@ -210,8 +235,8 @@ def servers() -> Iterator[tuple[Vault, KeyVault, Vault]]:
         for module in modules
     ]
     try:
-        hub, prod, twin = (_about(process) for process in processes)
-        yield Vault(hub), KeyVault(prod), Vault(twin)
+        hub, prod, twin, people = (_about(process) for process in processes)
+        yield Vault(hub), KeyVault(prod), Vault(twin), Server(people)
     finally:
         for process in processes:
             process.terminate()
@@ -231,14 +256,14 @@ def _about(process: subprocess.Popen[str]) -> dict[str, Any]:
 
 
 class Demo:
-    def __init__(self, folder: Path, hub: Vault, prod: KeyVault, twin: Vault) -> None:
+    def __init__(self, folder: Path, hub: Vault, prod: KeyVault, twin: Vault, people: Server) -> None:
         self.folder = folder
-        self.hub, self.prod, self.twin = hub, prod, twin
+        self.hub, self.prod, self.twin, self.people = hub, prod, twin, people
         self.secrets = seeds()
         self.program = Path(sys.executable).with_name("vaultferry")
         # What belongs to the person's own vaults has no place in here.
         own = {k: v for k, v in os.environ.items() if not k.startswith(("VAULT_", "VAULTFERRY_", "AZURE_", "AzureWeb"))}
-        self.environment = own | prod.about["environment"] | {"DEMO_TOKEN": ROOT_TOKEN}
+        self.environment = own | prod.about["environment"] | {"DEMO_TOKEN": ROOT_TOKEN, "DEMO_PASSWORD": PASSWORD}
 
     def prepare(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -246,6 +271,10 @@ class Demo:
         shutil.copy(self.prod.about["ca_bundle"], self.folder / "ca.pem")
         text = CONFIG.format(hub=self.hub.url, prod=self.prod.url, twin=self.twin.url, sync=SYNC)
         (self.folder / "vaultferry.yaml").write_text(text, "utf-8")
+        shutil.copy(self.people.about["ca_bundle"], self.folder / "people-ca.pem")
+        about = {key: self.people.about[key] for key in ("email", "organization", "collection")}
+        text = PEOPLE.format(hub=self.hub.url, prod=self.prod.url, people=self.people.url, **about)
+        (self.folder / "people.yaml").write_text(text, "utf-8")
         lines = (f"export DEMO_TOKEN={ROOT_TOKEN}", f"export PATH={shlex.quote(str(self.program.parent))}:$PATH")
         (self.folder / "env").write_text("\n".join(lines) + "\n", "utf-8")
         for path, fields in self.secrets.items():
@@ -283,6 +312,18 @@ class Demo:
             if self.twin.get(f"copy/{path}") is not None or self.prod.get(key_vault_name(path), token) is not None:
                 raise Failed(f"{path} is in a destination, and should not be")
         say(good(f"✓ Looked for ourselves: all {len(self.secrets)} secrets are in both destinations, field by field."))
+
+    def verify_people(self) -> None:
+        """What went through Vaultwarden's encryption, and back, is what it was."""
+        token = self.prod.token()
+        teams = {path: fields for path, fields in self.secrets.items() if path.startswith("teams/")}
+        for path, fields in teams.items():
+            name = key_vault_name(path.removeprefix("teams/"))
+            if self.prod.get(f"people-{name}", token) != fields:
+                raise Failed(f"{path} did not come through Vaultwarden as it should")
+        say(
+            good(f"✓ All {len(teams)} went to Vaultwarden, which saw only ciphertext, and from there to the Key Vault.")
+        )
 
     def change_one_delete_one(self) -> None:
         self.secrets[CHANGED] = {**self.secrets[CHANGED], "password": secrets.token_urlsafe(18)}
@@ -398,7 +439,9 @@ class Demo:
                 f"Vaultferry carries {len(self.secrets)} secrets from a Vault to an Azure Key Vault and to a second Vault."
             )
         )
-        say("All three are sandbox servers on this machine, and end with the demo.")
+        say(
+            "Then through a Vaultwarden, then by events. All are sandbox servers on this machine, and end with the demo."
+        )
         say(f"Configuration and history are in {shown(self.folder)}/, where these commands run.")
 
         head("Is the configuration right, and do the vaults answer?")
@@ -430,6 +473,11 @@ class Demo:
         finally:
             timer.join()
         self.verify()
+
+        head("The teams' tokens, for people in Vaultwarden; and what is there, for machines in the Key Vault.")
+        self.run("sync", "teams-to-people", "-c", "people.yaml")
+        self.run("sync", "people-to-prod", "-c", "people.yaml")
+        self.verify_people()
 
         head("Nobody runs a sync any more: the hub's audit log says what has changed.")
         with self.listening():
@@ -509,8 +557,8 @@ def shown(path: Path) -> str:
 def play(folder: Path) -> int:
     began = time.monotonic()
     try:
-        with servers() as (hub, prod, twin):
-            demo = Demo(folder, hub, prod, twin)
+        with servers() as (hub, prod, twin, people):
+            demo = Demo(folder, hub, prod, twin, people)
             demo.play()
     except (Failed, OSError, subprocess.TimeoutExpired) as error:
         say(f"\nThe demo failed: {error}")

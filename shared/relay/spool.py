@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,8 @@ class Spool:
         self.rows = 0
         self._max_rows = max_rows
         self._seq = 0
+        self._fresh: list[Row] = []
+        """What was kept last, if nothing else was there: it need not be read again to be forwarded."""
         self._lock: int | None = None
 
     async def open(self) -> None:
@@ -104,9 +106,11 @@ class Spool:
 
         Returns how many paths were known before. Raises StoreError; then none was kept.
         """
-        rows = [_columns(notice, self._seq + at, since) for at, notice in enumerate(notices, 1)]
+        first = self._seq + 1
+        rows = [_columns(notice, seq, since) for seq, notice in enumerate(notices, first)]
         self._seq += len(rows)
         room = self._max_rows - self.rows
+        self._fresh = []
 
         def run(connection: sqlite3.Connection) -> tuple[int, int]:
             inserted = _for_each(connection, _KEEP, rows)
@@ -122,33 +126,23 @@ class Spool:
 
         more, known = await self.database.write(run)
         self.rows += more
+        if more == self.rows == len(rows):
+            self._fresh = [Row(seq, seq, notice, since) for seq, notice in enumerate(notices, first)]
         return known
 
     async def oldest(self, limit: int, max_bytes: int, without: Collection[GapNotice] = ()) -> list[Row]:
         """The first rows in the line, at most `limit` and about `max_bytes`, but for gaps that are held back."""
+        fresh, self._fresh = self._fresh, []
+        if fresh or not self.rows:
+            return _first(fresh, limit, max_bytes, without)
 
         def run(connection: sqlite3.Connection) -> list[Row]:
-            found: list[Row] = []
-            size = 0
             rows = connection.execute(
                 "SELECT position, seq, vault, namespace, mount, path, version, since FROM waiting"
                 " ORDER BY position LIMIT ?",
                 (limit + len(without),),
             )
-            for row in rows:
-                position, seq, vault, namespace, mount, path, version, since = row
-                notice = (
-                    AuditNotice(mount, path, namespace, version, vault or None)
-                    if mount
-                    else GapNotice(path, vault or None)
-                )
-                if notice in without:
-                    continue
-                size += _RECORD + len(namespace) + len(mount) + len(path)
-                if found and (size > max_bytes or len(found) >= limit):
-                    break
-                found.append(Row(position, seq, notice, since))
-            return found
+            return _first(map(_row, rows), limit, max_bytes, without)
 
         return await self.database.read(run)
 
@@ -156,6 +150,8 @@ class Spool:
         """Remove what was forwarded; what changed meanwhile goes to the end of the line. Raises StoreError."""
         sent = [(row.position, row.seq) for row in rows]
         now = time.time()
+        # They may have been read from the file before it was known that they are fresh.
+        self._fresh = []
 
         def run(connection: sqlite3.Connection) -> int:
             removed = _for_each(connection, _REMOVE, sent)
@@ -214,6 +210,29 @@ def _for_each(connection: sqlite3.Connection, statement: str, rows: Sequence[tup
         touched += connection.execute(statement.format(places), values).rowcount
         at += size
     return touched
+
+
+def _first(rows: Iterable[Row], limit: int, max_bytes: int, without: Collection[GapNotice]) -> list[Row]:
+    found: list[Row] = []
+    size = 0
+    for row in rows:
+        notice = row.notice
+        if notice in without:
+            continue
+        size += _RECORD
+        if isinstance(notice, AuditNotice):
+            size += len(notice.namespace) + len(notice.mount) + len(notice.path)
+        if found and (size > max_bytes or len(found) >= limit):
+            break
+        found.append(row)
+    return found
+
+
+def _row(columns: tuple[Any, ...]) -> Row:
+    position, seq, vault, namespace, mount, path, version, since = columns
+    if not mount:
+        return Row(position, seq, GapNotice(path, vault or None), since)
+    return Row(position, seq, AuditNotice(mount, path, namespace, version, vault or None), since)
 
 
 def _columns(notice: AuditNotice | GapNotice, seq: int, since: float) -> tuple[Any, ...]:

@@ -32,7 +32,16 @@ async def spool(tmp_path: Path) -> AsyncIterator[Spool]:
     await spool.aclose()
 
 
+class Away:
+    """In place of the file: whoever comes here would have read it."""
+
+    async def read(self, _: object) -> None:
+        pytest.fail("the file was read")
+
+
 async def waiting(spool: Spool) -> list[AuditNotice | GapNotice]:
+    # What was kept last is not read again the first time.
+    await spool.oldest(1, MANY)
     rows = await spool.oldest(1000, MANY)
     assert spool.rows == len(rows)
     return [row.notice for row in rows]
@@ -46,7 +55,7 @@ async def test_a_path_is_one_row_whatever_happens_to_it(spool: Spool) -> None:
 
 
 async def test_names_are_told_apart_and_come_back_as_they_were(spool: Spool) -> None:
-    odd = [
+    odd: list[AuditNotice | GapNotice] = [
         AuditNotice("secret/", "data/a b/ü/日本 \x00'\"%_", "", 2, "hub"),
         AuditNotice("secret/", "data/A B/ü/日本 \x00'\"%_", "", 2, "hub"),
         AuditNotice("secret/", "data/" + "x" * 8000, "", None, "hub"),
@@ -71,6 +80,37 @@ async def test_what_was_sent_leaves_but_what_changed_meanwhile_goes_to_the_end(s
     await spool.done(await spool.oldest(10, MANY))
     assert await waiting(spool) == []
     assert await spool.since() is None
+
+
+async def test_what_was_kept_alone_is_not_read_again_and_nor_is_an_empty_file(
+    spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notices: list[AuditNotice | GapNotice] = [change("a", 1), GapNotice("held"), change("b")]
+    await spool.add(notices, 1.0)
+    with monkeypatch.context() as without_file:
+        without_file.setattr(spool.database, "read", Away().read)
+        sent = await spool.oldest(10, MANY, [GapNotice("held")])
+    assert [row.notice for row in sent] == [change("a", 1), change("b")]
+    # Whatever became of them: the file has them until they are done.
+    assert await waiting(spool) == [change("a", 1), GapNotice("held"), change("b")]
+    await spool.done([*sent, *await spool.oldest(1, MANY)])
+    await spool.done(await spool.oldest(10, MANY))
+    with monkeypatch.context() as without_file:
+        without_file.setattr(spool.database, "read", Away().read)
+        assert await spool.oldest(10, MANY) == []
+
+
+async def test_what_was_kept_alone_and_changes_before_or_while_it_is_sent_is_told_again(spool: Spool) -> None:
+    await spool.add([change("a", 1)], 1.0)
+    await spool.add([change("a", 2)], 2.0)
+    sent = await spool.oldest(10, MANY)
+    assert [row.notice for row in sent] == [change("a", 2)]
+    await spool.done(sent)
+    await spool.add([change("a", 3)], 3.0)
+    sent = await spool.oldest(10, MANY)
+    await spool.add([change("a", 4)], 4.0)
+    await spool.done(sent)
+    assert await waiting(spool) == [change("a", 4)]
 
 
 async def test_rows_are_counted_right_while_some_come_and_others_leave(spool: Spool) -> None:

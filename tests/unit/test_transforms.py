@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from shared.notices import AuditNotice
 from shared.rules import Base64, Build, Decrypt, Encrypt, Ends, FieldRules, Fill, Form, JsonPick, Step, Trim
 from shared.transforms import Transformed, check_recipients, read_identities, transform
 from shared.vault import Capabilities, FingerprintCost, NameRule
+from tests.integration.canaries import Searcher
 from tests.memory_vault import MemoryVault
 from tests.world import one_way, world
 
@@ -373,3 +375,36 @@ async def test_a_secret_that_does_not_fit_fails_alone(tmp_path: Path) -> None:
         assert failed.status is ObjectStatus.FAILED  # type: ignore[attr-defined]
         assert failed.error == "target:web: it has no field 'password' (fields.build.value)"  # type: ignore[attr-defined]
         assert target.values() == {"db": {"value": '{"password":"p"}'}}
+
+
+async def test_no_value_constant_or_key_is_in_the_store_or_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    values = {"plain": CANARY, "json": f'{{"inner": "{CANARY}"}}', "packed": base64.b64encode(CANARY.encode()).decode()}
+    source = source_with(**values)
+    constant = f"constant-{CANARY}"
+    rules = [
+        FieldRules(constants={"c": constant}, build=(Build("all", Form.DOTENV, ("*",), keep=True),)),
+        FieldRules(split=("plain",)),
+        FieldRules(split=("json",), build=(Build("x", Form.TEMPLATE, template=f"{CANARY}{{fields.inner}}"),)),
+        FieldRules(build=(Build("x", Form.JSON, ("absent",)),)),
+    ]
+    steps: list[tuple[Step, ...]] = [
+        (Base64(decode=True),),
+        (JsonPick("inner"),),
+        (JsonPick("length(inner)", ("json",)), Trim()),
+        (Decrypt((str(IDENTITY),)),),
+        (Fill(f"{CANARY}{{value}}"), *SEALING),
+    ]
+    async with world(tmp_path, [source, v2()], one_way()) as here:
+        for shape in [*({"fields": each} for each in rules), *({"transform": each} for each in steps)]:
+            here.syncs["s"] = one_way(Target("target", "target", **shape))  # type: ignore[arg-type]
+            await here.sync()
+            await here.sync()
+        searcher = Searcher([CANARY, str(IDENTITY)])
+        searcher.add("log", caplog.text)
+        searcher.add_files(tmp_path)
+        assert searcher.found() == []
+        rows = (await here.store.page_history("s", limit=100)).items
+        assert any("(fields.build.x)" in (row.error or "") for row in rows)

@@ -88,7 +88,7 @@ class FakeApp:
             raw += part
         # aiohttp has unpacked it already; what was signed is packed again in the same way.
         body = bytes(raw)
-        records = [json.loads(each) for each in body.splitlines()]
+        records = json.loads(body)
         if request.headers.get("Content-Encoding") == "gzip":
             body = gzip.compress(body, compresslevel=1, mtime=0)
         async with self._changed:

@@ -52,7 +52,7 @@ async def test_what_is_heard_arrives_signed_and_named(app: FakeApp, tmp_path: Pa
     for request in app.requests:
         headers = request.headers
         assert headers["x-functions-key"] == "the-key"
-        assert headers["Content-Type"] == "application/x-ndjson"
+        assert headers["Content-Type"] == "application/json"
         signature = sign("the-secret", int(headers["X-Vaultferry-Timestamp"]), request.batch, request.body)
         assert headers["X-Vaultferry-Signature"] == signature
 

@@ -11,7 +11,6 @@ import re
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 from shared.mapping import PLACEHOLDERS, why_left_out
 from shared.model import Granularity, NameEncoding, Sync, Target
@@ -60,26 +59,29 @@ def find_overlaps(syncs: Iterable[Sync]) -> Iterator[Overlap]:
     for route in _routes(syncs):
         by_vault[route.target.vault, route.resource].append(route)
     for routes in by_vault.values():
-        for one, other in combinations(routes, 2):
+        regions = [_written(route) for route in routes]
+        for at, to in _near(regions):
+            one, other = routes[at], routes[to]
             certain = _same_names(one, other)
-            if certain or (one.sync is not other.sync and _written(one).meets(_written(other))):
+            if certain or (one.sync is not other.sync and regions[at].meets(regions[to])):
                 yield Overlap(one, other, certain)
 
 
 def find_cycles(syncs: Iterable[Sync]) -> Iterator[Cycle]:
     """The shortest cycles of several syncs, each told once. (A sync that reads what it writes itself is refused alone.)"""
     routes = list(_routes(sync for sync in syncs if sync.type == "unidirectional"))
-    readers: dict[tuple[str, str], list[Route]] = defaultdict(list)
-    for route in routes:
-        readers[route.sync.source.vault, route.resource].append(route)
-    following = {
-        route: [
-            each
-            for each in readers[route.target.vault, route.resource]
-            if each.sync is not route.sync and _written(route).meets(_read(each.sync))
-        ]
-        for route in routes
-    }
+    following: dict[Route, list[Route]] = {route: [] for route in routes}
+    for vault in {(route.target.vault, route.resource) for route in routes}:
+        writers = [route for route in routes if (route.target.vault, route.resource) == vault]
+        readers = [route for route in routes if (route.sync.source.vault, route.resource) == vault]
+        if not readers:
+            continue
+        regions = [*map(_written, writers), *(_read(route.sync) for route in readers)]
+        for at, to in _near(regions):
+            if at < len(writers) <= to and regions[at].meets(regions[to]):
+                writer, reader = writers[at], readers[to - len(writers)]
+                if writer.sync is not reader.sync:
+                    following[writer].append(reader)
     told: set[frozenset[str]] = set()
     for route in routes:
         cycle = _shortest(route, following)
@@ -197,6 +199,19 @@ class _Region:
 
     def _has(self, part: _Part) -> bool:
         return not any(part.within(hole) and (part.whole or not hole.whole) for hole in self.holes)
+
+
+def _near(regions: Sequence[_Region]) -> list[tuple[int, int]]:
+    """Which regions, by their places in the list, have parts of which one begins with the other: few, where there are many
+    side by side. None that meet are left out."""
+    found: set[tuple[int, int]] = set()
+    around: list[tuple[str, int]] = []
+    for text, at in sorted((part.text, at) for at, region in enumerate(regions) for part in region.parts):
+        while around and not text.startswith(around[-1][0]):
+            around.pop()
+        found.update((min(at, other), max(at, other)) for _, other in around if other != at)
+        around.append((text, at))
+    return sorted(found)
 
 
 def _read(sync: Sync) -> _Region:

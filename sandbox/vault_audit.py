@@ -71,7 +71,8 @@ class Device:
         line = (self.options.get("prefix", "") + dumps(self._cover(entry)) + "\n").encode()
         async with self._lock:
             if self.kind == "file":
-                _append(Path(self.options["file_path"]), line)
+                if self.options["file_path"] not in ("discard", "stdout"):
+                    _append(Path(self.options["file_path"]), line)
             elif self.options.get("socket_type", "tcp") == "udp":
                 _datagram(self.options["address"], line)
             else:

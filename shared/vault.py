@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
 from typing import ClassVar
 
 from shared.errors import InvalidSecret
@@ -177,6 +178,16 @@ class Vault(ABC):
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
+@lru_cache(maxsize=8192)
+def _why_not(name: str) -> str | None:
+    # Each secret's name is checked several times on its way.
+    if _CONTROL.search(name):
+        return "a name can not hold control characters"
+    if any(segment in ("", ".", "..") for segment in name.split("/")):
+        return "a name can not have empty, '.' or '..' segments"
+    return None
+
+
 def check_name(vault_id: str, name: str, rule: NameRule | None = None) -> None:
     """Refuse a name that no vault should see: it could leave its prefix, or break a line of a log.
 
@@ -187,10 +198,8 @@ def check_name(vault_id: str, name: str, rule: NameRule | None = None) -> None:
         shown = _CONTROL.sub("?", name if len(name) <= 200 else f"{name[:200]}…")
         return InvalidSecret(why, vault=vault_id, path=shown)
 
-    if _CONTROL.search(name):
-        raise refuse("a name can not hold control characters")
-    if any(segment in ("", ".", "..") for segment in name.split("/")):
-        raise refuse("a name can not have empty, '.' or '..' segments")
+    if why := _why_not(name):
+        raise refuse(why)
     if rule is not None:
         if rule.max_length is not None and len(name) > rule.max_length:
             raise refuse(f"the name has {len(name)} characters; at most {rule.max_length} are allowed")

@@ -155,11 +155,11 @@ class EventStack:
         raise AssertionError(f"{name} does not start:\n{self.log(name)[-4000:]}")
 
 
-def enable_audit(vault: AnyVault, address: str, *, kind: str = "tcp") -> None:
-    """A device that goes nowhere, so that Vault never depends on the socket alone, and then the socket."""
+def enable_audit(vault: AnyVault, address: str, *, kind: str = "tcp", alone: bool = False) -> None:
+    """A device that goes nowhere (unless `alone`), so that Vault never depends on the socket, and then the socket."""
     headers = {"X-Vault-Token": vault.token}
     base = f"{vault.url}/v1/sys/audit"
-    if "nowhere/" not in fetch(base, headers=headers)["data"]:
+    if not alone and "nowhere/" not in fetch(base, headers=headers)["data"]:
         fetch(f"{base}/nowhere", "PUT", {"type": "file", "options": {"file_path": "discard"}}, headers)
     options = {"address": address, "socket_type": kind}
     fetch(f"{base}/relay", "PUT", {"type": "socket", "options": options}, headers)

@@ -22,8 +22,8 @@ from datetime import datetime, timedelta
 
 from shared.model import Secret
 
-KEPT = 2.0
-"""Seconds."""
+KEPT = 10.0
+"""Seconds: about as far apart as the targets' queues come under load."""
 MOST = 2000
 LARGEST = 8 * 1024
 """Secrets kept at once, and characters of each: no more than 16 MB of values lie about."""

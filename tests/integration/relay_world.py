@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import json
+import os
 import socket
+import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 from aiohttp import web
 
 from shared.relay.addresses import Address
+
+ROOT = Path(__file__).resolve().parents[2]
 
 Answer = Callable[[web.Request], Any]
 
@@ -120,3 +127,38 @@ async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
 def send_datagram(address: Address, data: bytes) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.sendto(data, (address.host, address.port))
+
+
+@asynccontextmanager
+async def connected(address: Address) -> AsyncIterator[asyncio.StreamWriter]:
+    if address.kind == "unix":
+        _, writer = await asyncio.open_unix_connection(address.path)
+    else:
+        _, writer = await asyncio.open_connection(address.host, address.port)
+    try:
+        yield writer
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+
+
+@asynccontextmanager
+async def process(
+    folder: Path, app: FakeApp, port: int, *more: str, root: Path = ROOT, **env: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    arguments = ["-m", "shared.relay", "--listen", f"tcp://127.0.0.1:{port}", "--forward", app.url]
+    started = await asyncio.create_subprocess_exec(
+        sys.executable, *arguments, "--spool", str(folder / "spool"), *more,
+        cwd=root, env={**os.environ, "VAULTFERRY_AUDIT_SECRET": "new,old", **env}, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert started.stderr is not None
+    try:
+        async with asyncio.timeout(30):
+            while b"listening on" not in (said := await started.stderr.readline()):
+                assert said, "it does not start"
+        yield started
+    finally:
+        if started.returncode is None:
+            started.kill()
+        await started.communicate()

@@ -31,9 +31,8 @@ from shared.relay.listeners import CONNECTION, CUT, TOO_LONG, StreamListener, ke
 from shared.relay.relay import JSONX, OVERFLOW, PATH_TOO_LONG, START, UNREADABLE, Bounds, Relay
 from shared.relay.status import serve_status
 from tests.event_stack import free_port
-from tests.integration.relay_world import FakeApp, line, send_datagram, until
+from tests.integration.relay_world import ROOT, FakeApp, connected, line, process, send_datagram, until
 
-ROOT = Path(__file__).resolve().parents[2]
 CANARY = "canary-55e1"
 
 
@@ -75,20 +74,6 @@ def short() -> Iterator[Path]:
 async def listening(heard: Heard, folder: Path, *where: str, **more: Any) -> AsyncIterator[Relay]:
     async with Relay([parse_listen(each) for each in where], folder / "spool", heard, hold=0.0, **more) as relay:
         yield relay
-
-
-@asynccontextmanager
-async def connected(address: Address) -> AsyncIterator[asyncio.StreamWriter]:
-    if address.kind == "unix":
-        _, writer = await asyncio.open_unix_connection(address.path)
-    else:
-        _, writer = await asyncio.open_connection(address.host, address.port)
-    try:
-        yield writer
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
 
 
 async def test_every_kind_of_socket_at_once(heard: Heard, tmp_path: Path, short: Path) -> None:
@@ -315,49 +300,6 @@ def test_addresses() -> None:
 
 
 # --- as a process -----------------------------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def process(
-    folder: Path, app: FakeApp, port: int, *more: str, root: Path = ROOT, **env: str
-) -> AsyncIterator[asyncio.subprocess.Process]:
-    arguments = ["-m", "shared.relay", "--listen", f"tcp://127.0.0.1:{port}", "--forward", app.url]
-    started = await asyncio.create_subprocess_exec(
-        sys.executable, *arguments, "--spool", str(folder / "spool"), *more,
-        cwd=root, env={**os.environ, "VAULTFERRY_AUDIT_SECRET": "new,old", **env}, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    assert started.stderr is not None
-    try:
-        async with asyncio.timeout(30):
-            while b"listening on" not in (said := await started.stderr.readline()):
-                assert said, "it does not start"
-        yield started
-    finally:
-        if started.returncode is None:
-            started.kill()
-        await started.communicate()
-
-
-async def test_after_a_kill_in_mid_burst_what_was_on_the_disk_is_forwarded_and_a_gap_told(tmp_path: Path) -> None:
-    port = free_port()
-    async with FakeApp() as app:
-        app.always = lambda _: aiohttp.web.Response(status=503)
-        async with process(tmp_path, app, port) as first:
-            async with connected(Address("tcp", "127.0.0.1", port)) as writer:
-                for number in range(2000):
-                    writer.write(line(f"p{number}"))
-                await writer.drain()
-                await app.until(lambda: len(app.requests) >= 2)
-                first.kill()
-            await first.wait()
-        spool = tmp_path / "spool" / "spool.db"
-        assert spool.exists()
-        app.always = None
-        async with process(tmp_path, app, port):
-            await app.until(lambda: START in app.gaps)
-            async with connected(Address("tcp", "127.0.0.1", port)) as writer:
-                writer.write(line("after"))
-                await app.until(lambda: "after" in app.paths)
 
 
 async def test_no_value_of_a_raw_log_reaches_disk_log_or_wire(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from shared.config.models import (
 from shared.config.problems import InvalidConfig, Place, Problem, closest, dotted, listed
 from shared.config.result import Config
 from shared.config.yaml_source import Document, read_document
+from shared.mapping import why_left_out
 from shared.model import DeletePolicy, Granularity, RetryPolicy, Source, Sync, Target
 from shared.overlaps import Route, find_cycles, find_overlaps
 from shared.rules import Base64, Build, Decrypt, Encrypt, FieldRules, Fill, Form, JsonPick, Step, Trim
@@ -183,7 +184,7 @@ class _Builder:
                     )
         for message, index, key, hint in _conflicts(source, targets):
             self.report((*place, "targets", index, key), message, hint)
-        return Sync(
+        sync = Sync(
             id=sync_id,
             source=source,
             targets=targets,
@@ -198,6 +199,11 @@ class _Builder:
             conflict=settings.conflict,
             retry_policy=RetryPolicy(**settings.retry_policy.model_dump()),
         )
+        for index, renamed in enumerate(target.rename for target in targets):
+            for path in renamed:
+                if why := why_left_out(sync, path):
+                    self.warn((*place, "targets", index, "rename", path), f"this path is not carried: {why}")
+        return sync
 
 
 def _with_numbers(model: type[BaseModel], given: Any) -> Any:

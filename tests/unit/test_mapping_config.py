@@ -109,6 +109,13 @@ def test_a_private_key_may_not_stand_in_the_file() -> None:
     )
 
 
+def test_a_renamed_path_that_the_sync_leaves_out_is_a_warning() -> None:
+    text = FILE + "        rename: {tmp: a, kept: b}\n    exclude: [tmp]\n"
+    assert parse(text.encode(), ENVIRONMENT, "f").warnings == (
+        "f:9: syncs.nightly.targets[0].rename.tmp: this path is not carried: excluded by 'tmp'",
+    )
+
+
 def test_keys_and_constants_are_in_no_repr_of_the_configuration() -> None:
     config = parse((FILE + ALL).replace("PUBLIC", PUBLIC).encode(), ENVIRONMENT, "f")
     assert str(IDENTITY) not in repr(config)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from shared.errors import InvalidSecret
-from shared.model import Fields, canonical_json
+from shared.model import Fields
 from shared.onestring import to_json
 from shared.patterns import matching
 from shared.rules import Build, FieldRules, Form
@@ -180,13 +180,22 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def recipe(rules: FieldRules) -> list[Any]:
-    """All that changes what `shape` gives, as JSON."""
+    """All that changes which fields `shape` gives, as JSON."""
     return [
         rules.split,
         rules.include,
         rules.exclude,
-        # The order of `rename` and `set` tells nothing; that of `build` is the file's.
-        canonical_json(rules.rename),
-        canonical_json(rules.constants),
-        [[each.name, each.form, each.fields, each.template, each.keep] for each in rules.build],
+        # As an object: the order of `rename` and `set` tells nothing, that of `build` does.
+        rules.rename,
+        sorted(rules.constants),
+        [[each.name, each.form, each.fields, _placeholders(each), each.keep] for each in rules.build],
     ]
+
+
+def texts(rules: FieldRules) -> list[Any]:
+    """What people wrote to stand in values, as JSON: constants and templates."""
+    return [rules.constants, {each.name: each.template for each in rules.build if each.template}]
+
+
+def _placeholders(build: Build) -> list[str]:
+    return [each.key for each in build_template(build.template).placeholders]

@@ -55,9 +55,8 @@ class Mapper:
         self.rule = rule
         self._reversible = target.name_encoding is NameEncoding.REVERSIBLE
         self._template = parse(target.name, PLACEHOLDERS)
-        shapes = target.fields != FieldRules() or bool(target.transform)
-        self._values = _values_recipe(target) if shapes else ""
-        self.recipe = _short_hash(
+        self._values = _values_recipe(target) if any(field_rules.texts(target.fields)) or target.transform else ""
+        naming = _short_hash(
             [
                 FORMAT,
                 target.prefix,
@@ -68,14 +67,20 @@ class Mapper:
                 *([rule.replacement, rule.upper_case] if (rule.replacement, rule.upper_case) != ("-", False) else []),
                 *([{"rename": target.rename}] if target.rename else []),
                 *([{"name_encoding": target.name_encoding, "folds": rule.ignores_case}] if self._reversible else []),
-                *([{"values": self._values}] if shapes else []),
+                *([{"fields": field_rules.recipe(target.fields)}] if target.fields != FieldRules() else []),
             ]
         )
-        """Identifies this mapping: a state row with another recipe is due again."""
+        self.recipe = f"{naming}.{self._values}" if self._values else naming
+        """Identifies this mapping: a state row with another recipe is due again. What stands before the dot tells of names
+        and fields, what stands behind it of values."""
 
     @property
     def by_field(self) -> bool:
         return self.target.granularity is Granularity.FIELD
+
+    def may_rename(self, recipe: str | None) -> bool:
+        """Whether a row with this recipe may have other names, or names of other fields, than this mapping yields."""
+        return recipe is not None and recipe.partition(".")[0] != self.recipe.partition(".")[0]
 
     @property
     def seals(self) -> bool:
@@ -189,15 +194,14 @@ def _nobody(rule: str, what: str) -> None:
 
 
 def _values_recipe(target: Target) -> str:
-    """Identifies all that changes values. Dear to compute, for keys and constants of people's choosing are part of it."""
-    parts = [field_rules.recipe(target.fields), transforms.recipe(target.transform)]
-    return _slow_hash(canonical_json(parts))
+    """Identifies what changes values alone. Dear to compute, for keys and constants of people's choosing are part of it."""
+    return _slow_hash(canonical_json([field_rules.texts(target.fields), transforms.recipe(target.transform)]))
 
 
 @lru_cache(maxsize=256)
 def _slow_hash(text: str) -> str:
     # A recipe stands in the store for everybody to read: whoever guesses at a constant pays for each guess.
-    return hashlib.scrypt(text.encode(), salt=b"vaultferry recipe", n=2**14, r=8, p=1, dklen=16).hex()
+    return hashlib.scrypt(text.encode(), salt=b"vaultferry recipe", n=2**14, r=8, p=1, dklen=6).hex()
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,7 +148,7 @@ class TargetView:
             names = self.naming.names.get(path)
             if names is not None and leftovers(state, names):
                 found.add(path)
-            elif mapper.by_field and state.recipe not in (None, mapper.recipe) and leftovers(state, ()):
+            elif mapper.by_field and mapper.may_rename(state.recipe) and leftovers(state, ()):
                 # Only the values would tell which names stay: all may go.
                 found.add(path)
         return found

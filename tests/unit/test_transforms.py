@@ -123,6 +123,9 @@ def test_every_step_is_part_of_the_recipe() -> None:
         {"fields": FieldRules(build=(Build("a", Form.JSON, ("b",)),))},
         {"fields": FieldRules(build=(Build("a", Form.DOTENV, ("b",)),))},
         {"fields": FieldRules(build=(Build("a", Form.DOTENV, ("b",), keep=True),))},
+        {"fields": FieldRules(build=(Build("a", Form.TEMPLATE, template="x{fields.b}"),))},
+        {"fields": FieldRules(build=(Build("a", Form.TEMPLATE, template="y{fields.b}"),))},
+        {"fields": FieldRules(build=(Build("a", Form.TEMPLATE, template="x{fields.c}"),))},
         {"transform": (Base64(),)},
         {"transform": (Base64(decode=True),)},
         {"transform": (Base64(fields=("a",)),)},
@@ -345,6 +348,20 @@ async def test_rules_that_change_are_applied_to_secrets_that_did_not(tmp_path: P
         assert (await here.sync()).written == 1
         assert target.values() == {"db": {"login": "u", "password": "p", "env": "prod"}}
         assert (await here.sync()).unchanged == 1
+
+
+@pytest.mark.parametrize("by_field", [False, True])
+async def test_a_step_that_changes_renames_nothing_and_waits_for_no_approval(tmp_path: Path, by_field: bool) -> None:
+    source, target = MemoryVault("source"), v2()
+    for number in range(30):
+        source.put(f"s{number}", {"user": "u", "password": "p"})
+    async with world(tmp_path, [source, target], sealing(by_field=by_field)) as here:
+        await here.sync()
+        for steps in ((Trim(), *SEALING), (Encrypt((str(OTHER.to_public()),)),), ()):
+            here.syncs["s"] = sealing(steps, by_field=by_field, delete=DeletePolicy(propagate=True))
+            run = await here.sync()
+            assert (str(run.status), run.written, run.deleted) == ("succeeded", 30, 0)
+        assert len(target.values()) == (60 if by_field else 30)
 
 
 async def test_fields_of_a_value_become_secrets_and_go_with_it(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
-from shared.errors import InvalidSecret, Unavailable, Unsupported
+from shared.errors import InvalidSecret, Unavailable, Unsupported, VaultError
 
 _SHOWN = re.compile(r"[A-Za-z_$@][A-Za-z0-9_.$@-]{0,39}")
 _MEDIA_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+")
@@ -94,6 +94,16 @@ def truthy(expression: str | None, body: Any) -> bool:
     return found is not None and found is not False and found not in ("", [], {})
 
 
+def says(expression: str | None, content: bytes) -> bool:
+    """Whether an expression finds something in an answer that need not be JSON; one that is none says nothing."""
+    if expression is None:
+        return False
+    try:
+        return truthy(expression, parse(content))
+    except VaultError:
+        return False
+
+
 def keys_of(body: Any) -> str:
     """What stands in an answer, for messages: names of keys, never values. A key that may be a value is left out."""
     if isinstance(body, Mapping):
@@ -146,10 +156,19 @@ def items(listing: Any, body: Any, folder: str = "") -> Iterator[Item]:
 
 
 def scalar(found: Any) -> str | None:
-    """A version or an id as text."""
+    """A version, an id or a cursor as text; None: there is none that could be sent or kept."""
     if isinstance(found, str):
-        return found or None
-    return str(found) if isinstance(found, int) and not isinstance(found, bool) else None
+        return found if found and sendable(found) else None
+    return str(found) if isinstance(found, int | float) and not isinstance(found, bool) else None
+
+
+def sendable(text: str) -> bool:
+    """Whether it holds no half of a character: JSON can, and nothing else."""
+    try:
+        text.encode()
+        return True
+    except UnicodeEncodeError:
+        return False
 
 
 def moment(found: Any) -> datetime | None:

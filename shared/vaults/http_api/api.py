@@ -61,9 +61,9 @@ class HttpApi(Vault):
         self._operations = settings.operations
         self._client = Client(vault_id, settings)
         self._auth = Auth(settings, self._client, self._paced)
-        self._ids = Ids()
-        self._shape = Shape(settings)
         self._names = _name_rule(settings)
+        self._ids = Ids(self._names.key)
+        self._shape = Shape(settings)
         self._look = asyncio.Lock()
         self._looks_begun = 0
         self._looks_well = 0
@@ -149,7 +149,7 @@ class HttpApi(Vault):
             try:
                 answer = await self._send(listing, word, url, credentials, values)
             except Refused as refused:
-                empty = refused.status == 404 and _says(listing.empty, refused.content)
+                empty = refused.status == 404 and answers.says(listing.empty, refused.content)
                 if not empty:
                     raise
                 return [], Answer(None)
@@ -200,7 +200,9 @@ class HttpApi(Vault):
         if getting is None or getting.name is None:
             return False
         try:
-            return answers.find(getting.name, answer.body) not in (name, templates.locators(name)["base"])
+            found = answers.find(getting.name, answer.body)
+            mine = {self._names.key(each) for each in (name, templates.locators(name)["base"])}
+            return not isinstance(found, str) or self._names.key(found) not in mine
         except VaultError as error:
             failure = self._placed(error, name)
         raise failure
@@ -211,9 +213,12 @@ class HttpApi(Vault):
             version = answer.etag if getattr(teller, "etag", False) else None
             if teller.version:
                 version = answers.scalar(answers.find(teller.version, answer.body))
-            elif version and version.startswith("W/") and self.capabilities.compare_and_set:
-                # https://www.rfc-editor.org/rfc/rfc9110#section-13.1.1: it never matches.
-                raise Unmapped("the API's ETags are weak, and no write can be bound to one: leave `etag` off `set`")
+            elif self.capabilities.compare_and_set and (version is None or version.startswith("W/")):
+                if not isinstance(teller, Setting):
+                    # https://www.rfc-editor.org/rfc/rfc9110#section-13.1.1: a weak one never matches.
+                    what = "the answer has no ETag" if version is None else "the API's ETags are weak"
+                    raise Unmapped(f"{what}, and no write can be bound to that: leave `etag` off `set`")
+                version = None
             return self._entry(name, version, answers.moment(answers.find(teller.updated_at, answer.body)))
         except VaultError as error:
             failure = self._placed(error, name)
@@ -336,7 +341,7 @@ class HttpApi(Vault):
         except _Doubtful as doubtful:
             content, absent = doubtful.content, doubtful.failure
         if operation.absent is not None:
-            if not _says(operation.absent, content):
+            if not answers.says(operation.absent, content):
                 raise MountNotFound(
                     f"what should hold it is not there (404 on {word}, without what `absent` looks for)",
                     vault=self.id,
@@ -365,11 +370,13 @@ class HttpApi(Vault):
                 listing = self._operations.find or self._operations.list
                 assert listing is not None  # noqa: S101 - the settings hold this
                 word = "find" if listing is self._operations.find else "list"
-                told = {"name": name} if word == "find" else {"prefix": ""}
-                found = [item async for item in self._walk(listing, word, told)]
+                parent = name[: name.rfind("/") + 1] if listing.tree else ""
+                told = templates.locators(name) if word == "find" else {"prefix": parent}
+                found = [item async for item in self._walk(listing, word, told, parent)]
                 # A search may find more than was asked for, and then not all of that.
                 whole = word == "list"
-                self._ids.learn(item for item in found if item.wanted and (whole or item.name == name))
+                key = self._names.key
+                self._ids.learn(item for item in found if item.wanted and (whole or key(item.name) == key(name)))
                 known = self._ids.known(name)
         except VaultError as error:
             failure = self._placed(error, name)
@@ -502,7 +509,7 @@ class HttpApi(Vault):
     async def _check_get(self, sample: Item | None) -> Finding:
         made_up = f"VAULTFERRY_CHECK_{random.getrandbits(64):016X}"
         try:
-            found = await self.get_secret(sample.name if sample else self._names.fit(made_up))
+            found = await self.get_secret(sample.name if sample else self._names.fit(made_up)[: self._names.max_length])
         except SecretNotFound:
             if sample is None:
                 return Finding("get", True, "answered; there is no secret to try the mapping on")
@@ -531,16 +538,6 @@ class _Doubtful(SecretNotFound):
         super().__init__(failure.message)
         self.failure = failure
         self.content = content
-
-
-def _says(expression: str | None, content: bytes) -> bool:
-    """Whether an expression finds something in the answer to a refusal; one that is no JSON says nothing."""
-    if expression is None:
-        return False
-    try:
-        return answers.truthy(expression, answers.parse(content))
-    except VaultError:
-        return False
 
 
 def _name_rule(settings: Settings) -> NameRule:

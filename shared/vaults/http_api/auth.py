@@ -104,7 +104,7 @@ class Auth:
             error.ambiguous = False
             raise
         token = granted.get("access_token") if isinstance(granted, dict) else None
-        if not isinstance(token, str) or not token.isascii() or not token.isprintable():
+        if not isinstance(token, str) or not token or not token.isascii() or not token.isprintable():
             raise AccessDenied("the answer of auth.token_url holds no access_token: is it a token endpoint?")
         lifetime = _seconds(granted.get("expires_in"))
         self._fresh_until = asked + lifetime - min(_AHEAD, lifetime / 10)

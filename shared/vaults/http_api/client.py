@@ -7,9 +7,11 @@ address that nobody normalises, and its errors tell what was never sent from wha
 from __future__ import annotations
 
 import io
+import re
 import ssl
 import urllib.request
 from collections.abc import Mapping
+from email.message import Message
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -20,10 +22,12 @@ from shared.vaults.http_api.settings import MtlsAuth, Operation, Settings
 
 if TYPE_CHECKING:
     import aiohttp
+    from multidict import CIMultiDictProxy
 
 _CONNECT_TIMEOUT = 10.0
 """Seconds."""
 _LARGE = 512 * 1024
+_PAGE = re.compile(r"\s*<(?:!doctype\s+html|html)\b", re.IGNORECASE)
 
 
 class Refused(Exception):
@@ -74,7 +78,7 @@ class Client:
         if origin not in self._proxies:
             parts = urlsplit(url)
             bypassed = urllib.request.proxy_bypass(parts.hostname or "")
-            self._proxies[origin] = None if bypassed else urllib.request.getproxies().get(parts.scheme)
+            self._proxies[origin] = None if bypassed else _usable(urllib.request.getproxies().get(parts.scheme))
         return self._proxies[origin]
 
     async def fetch(
@@ -84,11 +88,12 @@ class Client:
         *,
         headers: Mapping[str, str],
         body: bytes | None = None,
-    ) -> tuple[int, Mapping[str, str], bytes]:
+    ) -> tuple[int, CIMultiDictProxy[str], bytes]:
         """Status, headers and body. Raises `VaultError`s, never aiohttp's own."""
         from yarl import URL
 
         session = self._session or self._open()
+        proxy = self._proxy(url)
         most = self._settings.max_answer_bytes
         failure: VaultError
         try:
@@ -99,7 +104,7 @@ class Client:
                 headers=headers,
                 data=_payload(body),
                 allow_redirects=False,
-                proxy=self._proxy(url),
+                proxy=proxy,
             ) as response:
                 content = bytearray()
                 async for piece in response.content.iter_any():
@@ -130,7 +135,8 @@ class Client:
         `parse` is false where nobody looks into the answer.
         """
         status, got, content = await self.fetch(operation.method, url, headers=headers, body=body)
-        expected = status in operation.expect if operation.expect else 200 <= status < 300
+        # Nobody asks for a part of an answer: 206 has only that.
+        expected = status in operation.expect if operation.expect else 200 <= status < 300 and status != 206
         if not expected:
             raise Refused(self._failure(status, got, word), status, content)
         error = operation.error or self._settings.error
@@ -138,13 +144,17 @@ class Client:
             return Answer(None, got.get("ETag"))
         parsed: Any = None
         if getattr(operation, "answer", "json") == "text":
-            parsed = _text(content)
-        elif (parse and status != 204) or (error is not None and content):
-            parsed = answers.parse(content)
-            if answers.truthy(error, parsed):
-                kind = MountNotFound if word in ("list", "find") else InvalidSecret
-                raise kind(f"the API answers {status} to {word}, and says in it (`error`) that the request failed")
-        return Answer(parsed, got.get("ETag"), got.get("Link"))
+            parsed = _text(status, got, content)
+            failed = error is not None and answers.says(error, content)
+        else:
+            if (parse and status != 204) or (error is not None and content):
+                parsed = answers.parse(content)
+            failed = answers.truthy(error, parsed)
+        if failed:
+            kind = MountNotFound if word in ("list", "find") else InvalidSecret
+            raise kind(f"the API answers {status} to {word}, and says in it (`error`) that the request failed")
+        # Several headers of that name are one list: https://www.rfc-editor.org/rfc/rfc9110#section-5.3
+        return Answer(parsed, got.get("ETag"), ", ".join(got.getall("Link", [])) or None)
 
     def _failure(self, status: int, headers: Mapping[str, str], word: str) -> VaultError:
         configured = None
@@ -162,17 +172,40 @@ class Client:
             await session.close()
 
 
+def _usable(proxy: str | None) -> str | None:
+    if proxy is None:
+        return None
+    try:
+        parts = urlsplit(proxy)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise Unsupported("the environment's HTTP_PROXY or HTTPS_PROXY is no address such as http://proxy.example:3128")
+    return proxy
+
+
 def _payload(body: bytes | None) -> bytes | io.BytesIO | None:
     # aiohttp writes bytes in one go, and warns where that would hold up everything else.
     return io.BytesIO(body) if body is not None and len(body) > _LARGE else body
 
 
-def _text(content: bytes) -> str:
+def _text(status: int, headers: Mapping[str, str], content: bytes) -> str:
+    """An answer that is the value. Whatever is not, would be carried as one to every target."""
+    if status == 204:
+        raise InvalidSecret("the server answers 204 (no content) to get: there is no value in that")
+    told = Message()
+    told["Content-Type"] = headers.get("Content-Type", "")
     try:
-        return content.decode()
+        text = content.decode()
+        readable = (told.get_content_charset() or "utf-8") in ("utf-8", "utf8", "us-ascii")
     except UnicodeDecodeError:
-        pass
-    raise InvalidSecret("the answer is not text in UTF-8")
+        readable = False
+    if not readable:
+        raise InvalidSecret("the answer is not text in UTF-8")
+    if told.get_content_type() == "text/html" and _PAGE.match(text):
+        raise Unavailable("the answer is a web page, perhaps to sign in: check base_url, and the proxies on the way")
+    return text
 
 
 def _context(vault_id: str, settings: Settings) -> ssl.SSLContext | None:
@@ -190,8 +223,11 @@ def _context(vault_id: str, settings: Settings) -> ssl.SSLContext | None:
             context.load_verify_locations(settings.ca_bundle)
         if certificate is not None:
             setting = "client_cert or client_key"
-            context.load_cert_chain(certificate, key)
+            # Without a password OpenSSL would ask for one, on the terminal, and wait.
+            context.load_cert_chain(certificate, key, password="")
         return context
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and not isinstance(error, ssl.SSLError) else None
-    raise ConfigError(f"{vault_id}: the file given as {setting} can not be used: {reason or 'not a PEM file of these'}")
+    raise ConfigError(
+        f"{vault_id}: the file given as {setting} can not be used: {reason or 'not a PEM file of these, or encrypted'}"
+    )

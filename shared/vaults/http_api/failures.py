@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import ssl
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -25,6 +26,8 @@ from shared.errors import (
 _TRANSIENT = frozenset({408, 425, 429})
 # Nothing was done yet: https://www.rfc-editor.org/rfc/rfc9110#status.503 and https://www.rfc-editor.org/rfc/rfc6585#section-4
 _WITHOUT_EFFECT = frozenset({425, 429, 503})
+_LONGEST_WAIT = 24 * 3600.0
+"""Seconds: who asks for more is asked again all the same."""
 _HOST = re.compile(r"[A-Za-z0-9.:\[\]-]{1,255}")
 
 
@@ -94,13 +97,13 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         then, now = _http_date(asked), _http_date(headers.get("Date"))
         seconds = math.nan if then is None else (then - (now or datetime.now(UTC))).total_seconds()
         seconds = max(0.0, seconds) if not math.isnan(seconds) else seconds
-    return seconds if math.isfinite(seconds) and seconds >= 0 else None
+    return min(seconds, _LONGEST_WAIT) if math.isfinite(seconds) and seconds >= 0 else None
 
 
 def _http_date(text: str | None) -> datetime | None:
     try:
         moment = parsedate_to_datetime(text) if text else None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return moment.replace(tzinfo=UTC) if moment is not None and moment.tzinfo is None else moment
 
@@ -178,8 +181,8 @@ def _no_answer(error: Any, where: str) -> VaultError:
 
 def _torn(error: Any, where: str) -> VaultError:
     # With TLS 1.3 a server turns a client's certificate down only after the handshake.
-    cause = error.__cause__ or error.__context__ or error
-    if "CERTIFICATE" in str(getattr(cause, "reason", "") or error).upper():
+    causes = (error, error.__cause__, error.__context__)
+    if any(isinstance(each, ssl.SSLError) and "CERTIFICATE" in str(each).upper() for each in causes):
         return AccessDenied(f"{where} wants another client certificate: see client_cert and client_key")
     return Unavailable(
         f"the connection to {where} broke, or the answer was cut ({type(error).__name__})", ambiguous=True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from shared.errors import InvalidSecret
 from shared.vaults.http_api.answers import Item
@@ -13,9 +13,13 @@ FRESH = 60.0
 
 
 class Ids:
-    """What listings told. `None` for an id: not known, or known for too long."""
+    """What listings told. `None` for an id: not known, or known for too long.
 
-    def __init__(self) -> None:
+    `key`: what names that are one secret to the API have in common.
+    """
+
+    def __init__(self, key: Callable[[str], str]) -> None:
+        self._key = key
         self._known: dict[str, tuple[tuple[str, ...], float]] = {}
 
     def learn(self, items: Iterable[Item]) -> None:
@@ -23,16 +27,16 @@ class Ids:
         now = time.monotonic()
         found: dict[str, list[str]] = {}
         for item in items:
-            if item.id is not None and item.id not in found.setdefault(item.name, []):
-                found[item.name].append(item.id)
+            if item.id is not None and item.id not in (ids := found.setdefault(self._key(item.name), [])):
+                ids.append(item.id)
         self._known.update({name: (tuple(ids), now) for name, ids in found.items()})
 
     def forget(self, name: str) -> None:
-        self._known.pop(name, None)
+        self._known.pop(self._key(name), None)
 
     def known(self, name: str) -> str | None:
         """Raises InvalidSecret where several secrets have the name."""
-        ids, since = self._known.get(name, ((), 0.0))
+        ids, since = self._known.get(self._key(name), ((), 0.0))
         if not ids or time.monotonic() - since > FRESH:
             return None
         if len(ids) > 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from shared.errors import AccessDenied, Unavailable, Unsupported
 from shared.vaults.http_api import answers
@@ -13,9 +13,10 @@ from shared.vaults.http_api.answers import Answer
 from shared.vaults.http_api.settings import Pages
 
 _PARAMETERS = {"page": "page", "offset": "offset", "cursor": "cursor"}
-# https://www.rfc-editor.org/rfc/rfc8288#section-3, as far as one target and its parameters go.
-_LINK = re.compile(r"<([^<>]*)>((?:\s*;\s*[\w*-]+\s*(?:=\s*(?:\"[^\"]*\"|[^\s\",;]*))?)*)\s*(?:,|$)")
-_RELATION = re.compile(r";\s*rel\s*=\s*(?:\"([^\"]*)\"|([^\s\",;]+))", re.IGNORECASE)
+# https://www.rfc-editor.org/rfc/rfc8288#section-3, read leniently: a link that is missed ends a listing too early.
+_QUOTED = r"\"(?:[^\"\\]|\\.)*\""
+_LINK = re.compile(rf"<([^<>]*)>((?:{_QUOTED}|[^,\"])*)")
+_PARAMETER = re.compile(rf";\s*([^\s=;,]+)\s*(?:=\s*({_QUOTED}|[^\s;,]*))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +87,17 @@ class Walk:
             if not isinstance(target, str):
                 raise answers.Unmapped("`list.pages.next` finds something that is no address")
             return Step(url=_same_origin(target, url))
+        if next_link(answer.link) is not None:
+            raise Unsupported("the listing goes on (header Link), and half of it is none: give `list.pages` type: link")
         return None
 
 
 def next_link(header: str | None) -> str | None:
     """The target of relation `next` in a Link header."""
     for match in _LINK.finditer(header or ""):
-        relation = _RELATION.search(match[2])
-        if relation and "next" in (relation[1] or relation[2]).lower().split():
-            return match[1]
+        for name, value in _PARAMETER.findall(match[2]):
+            if name.lower() == "rel" and "next" in value.strip("\"'").lower().split():
+                return match[1]
     return None
 
 
@@ -111,8 +114,11 @@ def _same_origin(target: str, url: str) -> str:
         same = origin(whole) == origin(url) and "@" not in urlsplit(whole).netloc
     except ValueError:
         same = False
+    if not answers.sendable(whole):
+        raise answers.Unmapped("`list.pages.next` finds something that is no address")
     if not same:
         raise AccessDenied(
             "the listing's next page is on another host, where credentials are not sent; see `list.pages`"
         )
-    return whole
+    # As it is, but for what can not stand in a request: some write spaces and letters as they are.
+    return quote(whole, safe="!#$%&'()*+,/:;=?@[]~")

@@ -24,8 +24,8 @@ def body(operation: Operation, values: Mapping[str, Any]) -> bytes | None:
     if operation.body is None:
         return None
     if operation.body_type == "form":
-        fields = {templates.text(key, values): templates.text(value, values) for key, value in operation.body.items()}
-        made = urlencode(fields)
+        pairs = ((templates.text(key, values), templates.text(value, values)) for key, value in operation.body.items())
+        made = urlencode(templates.keyed(pairs))
     elif operation.body_type == "text":
         made = templates.text(operation.body, values)
     else:
@@ -38,9 +38,8 @@ def body(operation: Operation, values: Mapping[str, Any]) -> bytes | None:
 def url(base: str, operation: Operation, locators: Mapping[str, str], more: Mapping[str, str]) -> str:
     """An operation's address. `more` are parameters that no template has. Raises InvalidSecret."""
     made = base + templates.path(operation.path, locators)
-    told = {
-        templates.text(key, locators): templates.text(value, locators) for key, value in operation.query.items()
-    } | dict(more)
+    given = ((templates.text(key, locators), templates.text(value, locators)) for key, value in operation.query.items())
+    told = templates.keyed(given) | dict(more)
     return f"{made}?{query_string(told)}" if told else made
 
 

@@ -17,8 +17,13 @@ from shared.vaults.http_api import templates
 from shared.vaults.http_api.templates import LISTING, LOCATORS, REPEATED, VALUES
 
 _CREDENTIAL_HEADERS = frozenset(
-    {"authorization", "proxy-authorization", "cookie", "x-api-key", "x-vault-token", "private-token", "apikey"}
-)
+    {
+        "authorization", "proxy-authorization", "cookie", "x-api-key", "api-key", "apikey", "x-apikey", "x-auth-key",
+        "x-auth-token", "x-access-token", "x-vault-token", "x-gitlab-token", "private-token", "job-token", "deploy-token",
+        "x-functions-key", "ocp-apim-subscription-key",
+    }
+)  # fmt: skip
+_CREDENTIAL_PARAMETERS = frozenset({"api_key", "apikey", "api-key", "access_token", "private_token", "client_secret"})
 _HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -136,7 +141,7 @@ class BasicAuth(Part):
     """https://www.rfc-editor.org/rfc/rfc7617"""
 
     type: Literal["basic"]
-    username: str
+    username: str = Field(pattern=r"^[^:]*$")
     password: SecretStr
 
 
@@ -219,6 +224,8 @@ class Operation(Part):
             raise ValueError("`path` can not have '.' or '..' segments")
         if _CREDENTIAL_HEADERS & {name.lower() for name in self.headers}:
             raise ValueError("`headers` of an operation can not hold credentials: they belong under `auth`")
+        if _CREDENTIAL_PARAMETERS & {name.lower() for name in self.query}:
+            raise ValueError("`query` can not hold credentials: they belong under `auth`, type api_key with `query`")
         wrong = templates.wrong_placeholder(self.path, self.known(), in_path=True)
         if wrong:
             raise ValueError(f"`path` has {wrong}")
@@ -338,7 +345,7 @@ class Finding(Listing):
     """A listing of what is called {name}: saves whole listings where other operations need {id}."""
 
     def known(self) -> Mapping[str, str]:
-        return {"name": LOCATORS["name"]}
+        return {word: meaning for word, meaning in LOCATORS.items() if word != "id"}
 
 
 class OnOne(Operation):
@@ -388,6 +395,8 @@ class Describing(OnOne, Answered):
     def _something(self) -> Describing:
         if self.etag == (self.version is not None):
             raise ValueError("give `version` or `etag`: without one there is nothing to tell")
+        if self.method == "HEAD" and (self.version or self.updated_at or self.absent):
+            raise ValueError("the answer to HEAD has no body to find anything in: give `etag`, or `method: GET`")
         return self
 
 

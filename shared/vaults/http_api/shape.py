@@ -65,8 +65,12 @@ class Shape:
         fields: dict[str, Any] = {}
         for field, value in secret.fields.items():
             theirs = self._theirs.get(field, field)
-            if theirs in fields:
-                raise InvalidSecret(f"two of its fields would both be called {theirs!r} there: see field_mapping")
+            if field in self._ours and field not in self._theirs:
+                raise InvalidSecret(
+                    f"its field {field!r} would come back as {self._ours[field]!r}: that is what field_mapping makes of it"
+                )
+            if value is None and self._named:
+                raise InvalidSecret(f"its field {field!r} is null, which this API can not tell from no such field")
             fields[theirs] = value
         unknown = set(fields) - set(self._named) if self._named else set()
         if unknown:

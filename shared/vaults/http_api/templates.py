@@ -7,7 +7,7 @@ is a structure into which values are put, a form is encoded afterwards. Values n
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -101,7 +101,7 @@ def structure(template: Any, values: Mapping[str, Any]) -> Any:
         whole = _PLACEHOLDER.fullmatch(template)
         return _value(whole[1], values) if whole else text(template, values)
     if isinstance(template, Mapping):
-        return {text(key, values): structure(value, values) for key, value in template.items()}
+        return keyed((text(key, values), structure(value, values)) for key, value in template.items())
     if isinstance(template, list):
         made = []
         for item in template:
@@ -114,6 +114,16 @@ def structure(template: Any, values: Mapping[str, Any]) -> Any:
                 made.append(structure(item, values))
         return made
     return template
+
+
+def keyed(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Keys and values of a request. Raises InvalidSecret where a name makes one key of two."""
+    made: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in made:
+            raise InvalidSecret("its name is that of another key of this API's request")
+        made[key] = value
+    return made
 
 
 def _value(word: str, values: Mapping[str, Any]) -> Any:

@@ -115,6 +115,10 @@ def test_a_credential_in_the_file_is_a_warning_and_one_from_the_environment_is_n
         (changed("get", path="/a/../b/{name}"), "'.' or '..' segments"),
         (changed("get", path="/a?x={name}"), "belong under `query`"),
         (changed("get", headers={"Authorization": "x"}), "belong under `auth`"),
+        (changed("get", headers={"X-Auth-Token": "x"}), "belong under `auth`"),
+        (changed("get", query={"API_KEY": "x"}), "belong under `auth`"),
+        (changed("describe", path="/{name}", version="v"), "HEAD has no body"),
+        (changed("describe", path="/{name}", etag=True, absent="e"), "HEAD has no body"),
         (changed("get", fields="fields"), "give one of `value`"),
         (changed("get", value=None), "give one of `value`"),
         (changed("set", body={"value": "x"}), "`body` needs one of {value}"),
@@ -153,6 +157,7 @@ def test_a_credential_in_the_file_is_a_warning_and_one_from_the_environment_is_n
         ({"transient": [400], "permanent": [400]}, "both `transient` and `permanent`"),
         ({"auth": {"type": "api_key", "key": "${TOKEN}", "header": "X", "query": "k"}}, "not both"),
         ({"auth": {"type": "bearer", "token": "${TOKEN}\n"}}, "line break at its end"),
+        ({"auth": {"type": "basic", "username": "a:b", "password": "${TOKEN}"}}, "a name without ':'"),
         ({"auth": {"type": "baerer"}}, "did you mean 'bearer'"),
     ],
 )

@@ -93,6 +93,12 @@ def _sendable(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _without_colon(username: str) -> str:
+    if ":" in username:
+        raise ValueError("expected a name without ':', which ends it: https://www.rfc-editor.org/rfc/rfc7617#section-2")
+    return username
+
+
 HeaderSecret = Annotated[SecretStr, AfterValidator(_sendable)]
 
 
@@ -141,7 +147,7 @@ class BasicAuth(Part):
     """https://www.rfc-editor.org/rfc/rfc7617"""
 
     type: Literal["basic"]
-    username: str = Field(pattern=r"^[^:]*$")
+    username: Annotated[str, AfterValidator(_without_colon)]
     password: SecretStr
 
 

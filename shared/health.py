@@ -48,7 +48,13 @@ async def examine(get_app: Callable[[], Awaitable[App]]) -> dict[str, Any]:
         checks["queues"] = await _queues(app)
         checks["syncs"] = {sync_id: await _sync(app, control) for sync_id, control in controls.items()}
     build = build_info()
-    return {"status": _worst(checks), "version": build.version, "commit": build.commit, "checks": checks}
+    return {
+        "status": _worst(checks),
+        "version": build.version,
+        "commit": build.commit,
+        "build_date": build.date,
+        "checks": checks,
+    }
 
 
 def _worst(checks: Mapping[str, Any]) -> str:

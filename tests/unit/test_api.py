@@ -307,8 +307,10 @@ async def test_a_broken_configuration_is_the_answer_to_everything(tmp_path: Path
 
 async def test_a_healthy_installation_says_so_without_a_key(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VAULTFERRY_COMMIT", "0123abc")
+    monkeypatch.setenv("VAULTFERRY_BUILD_DATE", "2026-11-22")
     report = await client.json("GET", "/health")
     assert (report["status"], report["version"], report["commit"]) == ("ok", "0.1.0", "0123abc")
+    assert report["build_date"] == "2026-11-22"
     assert report["checks"]["config"] == report["checks"]["store"] == report["checks"]["queues"] == {"status": "ok"}
     assert report["checks"]["syncs"]["hub-to-prod"] == {"status": "ok", "last_success": None, "last_run": None}
     assert [each.name for each in ROUTES if not each.needs_key] == ["health"]

@@ -27,7 +27,7 @@ class Engine:
         self.installation = installation
         self.runs = Runs(installation)
         self._prober = Prober(installation, self.runs)
-        self._planner = Planner(installation, self.runs)
+        self._planner = Planner(installation, self.runs, self._prober)
         self._writer = Writer(installation, self.runs, self._prober)
         reads = SharedReads(installation.clock)
         self.events = Events(installation, self.runs, reads)

@@ -19,7 +19,7 @@ from typing import TypeAlias
 from shared import jobs
 from shared.engine.delete_window import DeleteWindow
 from shared.engine.installation import Installation, backoff
-from shared.engine.path_work import Later, PathWork, Settled, Wanted
+from shared.engine.path_work import Later, PathWork, Settled, Wanted, is_uncertain
 from shared.engine.probe import Prober
 from shared.engine.runs import Runs
 from shared.engine.settling import BATCH, CLAIM, Claimed, Results, Settler
@@ -119,6 +119,8 @@ class EventWriter:
             return
         paths = list(merged(job.hints))
         await self._settler.give_up(job.sync, job.target, paths, run_id=None, attempt=job.attempt)
+        # What may only have been beside the culprit in its message is nobody's otherwise.
+        await self._runs.rerun(job.sync)
 
     # one batch --------------------------------------------------------------------------------------------------------
 
@@ -152,7 +154,7 @@ class EventWriter:
             path = state.path
             match result:
                 case Secret():
-                    if self._is_behind(job, hints[path], result):
+                    if _is_behind(job, state, hints[path], result):
                         came.behind.append(path)
                         continue
                     try:
@@ -160,6 +162,9 @@ class EventWriter:
                     except InvalidSecret as error:
                         failed.append(state)
                         errors[path] = error
+                        continue
+                    except Exception as error:  # noqa: BLE001 - what one value does to us holds up no other
+                        came.defect = error
                         continue
                     if not _holds(work, state, wanted):
                         early[path] = wanted
@@ -176,7 +181,8 @@ class EventWriter:
                 case Settled():
                     saves += [Save(result.state)] if result.state.revision is None else []
                 case VaultError():
-                    came.failures.append(result)
+                    if result.transient:
+                        came.failures.append(result)
                     if result.transient and job.attempt < work.sync.retry_policy.max_retries:
                         came.later[path] = Later(error=result)
                     else:
@@ -199,9 +205,8 @@ class EventWriter:
         try:
             others = len(work.sync.targets) - 1
             ours = job.told is not None and job.told[0] == self._store.owner
-            # Of a path that a job has begun and not ended, nobody knows what it has written since another's read.
-            begun = state.revision is not None and state.status is ObjectStatus.PENDING
-            if others and job.told is not None and ours and not begun:
+            # Of a path whose last job did not end well, nobody knows what it has written since another's read.
+            if others and job.told is not None and ours and not is_uncertain(state):
                 return await self._reads.read(
                     (job.sync, state.path),
                     lambda: work.read_source(state.path),
@@ -220,11 +225,6 @@ class EventWriter:
             return work.left_disabled(state, state) if disabled else error
         except VaultError as error:
             return error
-
-    def _is_behind(self, job: EventJob, hint: str | None, secret: Secret) -> bool:
-        have = secret.entry.version if secret.entry else None
-        numbers = hint is not None and have is not None and hint.isdecimal() and have.isdecimal()
-        return numbers and job.attempt < LAG_TRIES and not is_known(have, hint)
 
     async def _save(self, saves: Sequence[Save], came: _Came) -> None:
         if saves:
@@ -315,6 +315,15 @@ def merged(hints: Sequence[tuple[str, str | None]]) -> dict[str, str | None]:
             # Two versions that are no numbers can not be told apart: whichever it is, it is looked at.
             one[path] = version if is_known(version, one[path]) else None
     return one
+
+
+def _is_behind(job: EventJob, state: ObjectState, hint: str | None, secret: Secret) -> bool:
+    """Whether the source shows an older version than was told of, or than was carried already."""
+    have = secret.entry.version if secret.entry else None
+    if have is None or not have.isdecimal() or job.attempt >= LAG_TRIES:
+        return False
+    carried = state.source_version if state.status is ObjectStatus.IN_SYNC else None
+    return any(one is not None and one.isdecimal() and not is_known(have, one) for one in (hint, carried))
 
 
 def _is_old_news(work: PathWork, state: ObjectState, hint: str | None) -> bool:

@@ -212,9 +212,7 @@ class PathWork:
         `early` is what the source held when `before` had been read already, so that nobody of ours has written since:
         where the row tells all about the target, it need not be read again.
         """
-        # Somebody began with this path and never reported: what the target holds is anybody's guess.
-        begun = before.revision is not None and before.status is ObjectStatus.PENDING
-        certain = self.attempt == 0 and not begun and op is not Op.REPAIR
+        certain = self.attempt == 0 and not is_uncertain(before) and op is not Op.REPAIR
         last: VaultError | None = None
         for _ in range(ROUNDS):
             draft = _Draft(
@@ -286,7 +284,7 @@ class PathWork:
             if name not in found and self._must_look(draft.parts.get(name), certain) and not nothing_there:
                 found[name] = await self._look(name)
         new = {name: digest for name, digest in stored.items() if name not in draft.parts}
-        if self.by_event and not self.mapper.injective and any(_is_other(found.get(n), d) for n, d in new.items()):
+        if self.by_event and self._might_be_another_paths(new, found):
             raise _ForPlan
         due = {name: digest for name, digest in new.items() if self._will_write(digest, found.get(name))}
         state = await self._intend(state, draft, due)
@@ -327,6 +325,12 @@ class PathWork:
             outcome = Outcome.SKIPPED if settled.event is None else settled.outcome
             return replace(settled, state=state, outcome=outcome)
         return settled
+
+    def _might_be_another_paths(self, new: Collection[str], found: Mapping[str, _Found]) -> bool:
+        """Whether a name that the state knows nothing of is taken, and would become this path's: with an equal value too,
+        for the next one would be written over the other path's. Otherwise it is left alone, whosever it is."""
+        taken = any(name in found and found[name].live for name in new)
+        return taken and not self.mapper.injective and self.sync.on_existing is OnExisting.OVERWRITE
 
     def _will_write(self, digest: str, found: _Found | None) -> bool:
         """Whether a name that the state knows nothing of is going to be written, and so becomes ours."""
@@ -695,8 +699,11 @@ class PathWork:
         )
 
 
-def _is_other(found: _Found | None, digest: str) -> bool:
-    return found is not None and found.live and found.digest != digest
+def is_uncertain(state: ObjectState) -> bool:
+    """Whether somebody began with this path and never reported, or not that it went well: what the target holds is
+    anybody's guess."""
+    ended = state.status not in (ObjectStatus.PENDING, ObjectStatus.FAILED, ObjectStatus.CONFLICT)
+    return state.revision is not None and not ended
 
 
 def _left_alone(taken: _NotOurs) -> Part:

@@ -19,6 +19,7 @@ from shared import jobs
 from shared.engine.delete_window import recent_deletes
 from shared.engine.document import PlanDocument
 from shared.engine.installation import Installation, backoff
+from shared.engine.probe import Prober
 from shared.engine.runs import Runs
 from shared.engine.survey import SourceView, TargetView
 from shared.engine.tally import HELD_SUFFIX
@@ -63,10 +64,11 @@ class Slice:
 
 
 class Planner:
-    def __init__(self, installation: Installation, runs: Runs) -> None:
+    def __init__(self, installation: Installation, runs: Runs, prober: Prober) -> None:
         self._in = installation
         self._store = installation.store
         self._runs = runs
+        self._prober = prober
 
     async def handle(self, job: PlanJob) -> None:
         """Plan a run, or go on planning it. Delivered twice, or to two instances at once, it plans once."""
@@ -105,7 +107,11 @@ class Planner:
             )
             await self._again(replace(job, attempt=job.attempt + 1), backoff(policy, job.attempt + 1, asked))
         else:
-            await self._runs.fail(job.run, str(error))
+            run = await self._store.get_run(job.run)
+            if error.transient and run is not None and not run.dry_run:
+                # The queues are those of written vaults: any of them does for a probe, which asks the source as well.
+                await self._prober.schedule(sync.targets[0].vault)
+            await self._runs.fail(job.run, str(error), make_up=error.transient)
 
     # one planning -------------------------------------------------------------------------------------------------
 

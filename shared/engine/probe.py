@@ -44,21 +44,29 @@ class Prober:
 
     async def handle(self, job: ProbeJob) -> None:
         """Ask the vault; if it answers, replay what failed on it for the time being. If not, ask again later."""
-        waiting = [sync for sync in self._in.syncs.values() if await self._has_failed(sync, job.vault)]
-        try:
-            for sync in waiting:
+        ready: list[Sync] = []
+        silent = False
+        for sync in [sync for sync in self._in.syncs.values() if await self._waits(sync, job.vault)]:
+            try:
                 await self._ask(sync, job.vault)
-        except Unavailable as error:
-            log.info("%s still does not answer: %s", job.vault, error, extra={"attempt": job.attempt})
-            await self.later(job)
-            return
-        except VaultError as error:
-            log.warning("%s answers, but not as it should: %s", job.vault, error)
-            waiting = []
-        # Given back first: what is replayed may fail again, and that asks for a new probe.
-        await self._in.store.release_lease(_lease(job.vault), job.holder)
+                ready.append(sync)
+            except Unavailable as error:
+                log.info("%s still does not answer: %s", error.vault, error, extra={"attempt": job.attempt})
+                silent = True
+                if error.vault == job.vault:
+                    break
+            except VaultError as error:
+                log.warning("%s answers, but not as it should: %s", error.vault, error)
+        if not silent:
+            # Given back first: what is replayed may fail again, and that asks for a new probe.
+            await self._in.store.release_lease(_lease(job.vault), job.holder)
         passed = False
-        for sync in waiting:
+        for sync in ready:
+            if (await self._in.store.get_control(sync.id)).again:
+                log.info("%s answers again: a run makes up for what was missed", job.vault, extra={"sync": sync.id})
+                await self._runs.go_on(sync.id)
+                passed = passed or (await self._in.store.get_control(sync.id)).again is not None
+                continue
             try:
                 run = await self._runs.replay(sync.id, transient_only=True)
             except Refused as refused:
@@ -67,20 +75,23 @@ class Prober:
             log.info("%s answers again: replaying what failed", job.vault, extra={"sync": sync.id, "run": run.run_id})
             # It joined a run that may have passed these paths already.
             passed = passed or run.trigger != "replay"
-        if passed:
+        if silent or passed:
             await self.later(job)
 
     async def _ask(self, sync: Sync, vault_id: str) -> None:
-        """List as the sync does: it may be allowed no more than that. Raises any VaultError."""
-        vault = await self._in.vaults.get(vault_id, sync.source.resource)
-        prefixes = {target.prefix for target in sync.targets if target.vault == vault_id}
-        if sync.source.vault == vault_id:
-            prefixes.add(sync.source.prefix)
-        for prefix in sorted(prefixes):
+        """List this vault and the source as the sync does: it may be allowed no more than that. Raises any VaultError."""
+        places = {(target.vault, target.prefix) for target in sync.targets if target.vault == vault_id}
+        for place, prefix in [*sorted(places), (sync.source.vault, sync.source.prefix)]:
+            vault = await self._in.vaults.get(place, sync.source.resource)
             async for _ in vault.list_secrets(vault.capabilities.names.fit(prefix)):
                 break
 
-    async def _has_failed(self, sync: Sync, vault_id: str) -> bool:
+    async def _waits(self, sync: Sync, vault_id: str) -> bool:
+        """Whether something was not done for want of an answer, maybe of this vault's."""
+        if sync.enabled and any(vault_id in (target.vault, sync.source.vault) for target in sync.targets):
+            control = await self._in.store.get_control(sync.id)
+            if control.again and not control.paused:
+                return True
         for target in sync.targets:
             if vault_id in (target.vault, sync.source.vault):
                 rows = self._in.store.list_objects(sync.id, target=target.id, status=ObjectStatus.FAILED)

@@ -20,6 +20,8 @@ COUNTS = ("written", "unchanged", "deleted", "failed", "conflicts", "drifted")
 """Of an ended run, in the log too: the alerts and charts of infra/ read them there."""
 ATTEMPTS_TO_SAVE = 20
 """How often a conditional save is tried anew before the job is given back: each loss means that somebody else won."""
+RECOVERY = "recovery"
+"""The trigger of a run that makes up for one whose source did not answer. A probe begins it, not that one's end."""
 LOST_PLAN = timedelta(seconds=30)
 """A run that is still queued after this long may have lost its plan job between two steps: it is sent again."""
 
@@ -131,8 +133,16 @@ class Runs:
                 return
         raise StoreError(f"sync {sync_id!r} could not be noted for another run: its record keeps changing")
 
-    async def go_on(self, sync_id: str) -> None:
-        """Begin the run that `rerun` asked for, if nothing stands in its way any more."""
+    async def _note(self, sync_id: str, trigger: str) -> None:
+        for _ in range(ATTEMPTS_TO_SAVE):
+            control = await self._store.get_control(sync_id)
+            if control.again or await self._store.save_control(replace(control, again=trigger)):
+                return
+        raise StoreError(f"sync {sync_id!r} could not be noted for another run: its record keeps changing")
+
+    async def go_on(self, sync_id: str, *, after_run: bool = False) -> None:
+        """Begin the run that `rerun` asked for, if nothing stands in its way any more: because a run has ended
+        (`after_run`), or because somebody asks."""
         sync = self._syncs.get(sync_id)
         if sync is None or not sync.enabled:
             return
@@ -144,7 +154,7 @@ class Runs:
                 await self._send_plan(active)
             if active is not None and active.status.active:
                 return
-        if not control.again or control.paused:
+        if not control.again or control.paused or (after_run and control.again == RECOVERY):
             return
         try:
             await self.start(sync_id, trigger=control.again)
@@ -172,7 +182,7 @@ class Runs:
             if run is None or run.status is not RunStatus.RUNNING:
                 if run is not None and not run.status.active:
                     # Whoever ended it may have died before the next one was begun.
-                    await self.go_on(run.sync_id)
+                    await self.go_on(run.sync_id, after_run=True)
                 return run
             if await self._store.has_open_chunks(run_id):
                 return run
@@ -188,12 +198,15 @@ class Runs:
                 return saved
         raise StoreError(f"run {run_id} could not be closed: its record keeps changing")
 
-    async def fail(self, run_id: str, error: str) -> None:
+    async def fail(self, run_id: str, error: str, *, make_up: bool = False) -> None:
         """End a run that can not go on: its source can not be listed, its job came back too often.
 
-        What it has sent is on its way all the same: such a run ends, and is counted, when that is in.
+        What it has sent is on its way all the same: such a run ends, and is counted, when that is in. `make_up`: another
+        one must do what it did not, once a probe finds that its vaults answer.
         """
         run = await self._store.get_run(run_id)
+        if make_up and run is not None and run.status.active and not run.dry_run and run.paths is None:
+            await self._note(run.sync_id, RECOVERY)
         chunks = await self._store.list_chunks(run_id)
         if run is None or run.status is not RunStatus.PLANNING or not chunks:
             await self._close(run_id, RunStatus.FAILED, error)
@@ -252,7 +265,7 @@ class Runs:
             raise StoreError(f"sync {run.sync_id!r} could not be released: its record keeps changing")
         saved = await self._store.save_run(replace(run, finished_at=now))
         if saved is not None:
-            await self.go_on(run.sync_id)
+            await self.go_on(run.sync_id, after_run=True)
         return saved
 
     # deciding ---------------------------------------------------------------------------------------------------

@@ -577,7 +577,7 @@ async def test_the_run_that_must_follow_survives_a_death_before_it_was_begun(tmp
         ((_, write, _),) = [m for m in w.queues.messages if '"job":"write"' in m[1]]
         engine = w.engine
 
-        async def dies(sync_id: str) -> None:
+        async def dies(sync_id: str, *, after_run: bool = False) -> None:
             raise asyncio.CancelledError
 
         engine.runs.go_on = dies  # type: ignore[method-assign]

@@ -1,0 +1,199 @@
+"""What a second look at events found: each of these once went wrong."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from shared import jobs
+from shared.engine.path_work import PathWork
+from shared.errors import AccessDenied, Unavailable
+from shared.model import ObjectStatus, OnExisting, RetryPolicy, RunStatus
+from shared.notices import GapNotice
+from shared.vault import NameRule
+from tests.memory_vault import MemoryVault
+from tests.unit.test_events import KV2, PROPAGATE, event_jobs, runs, seen, state, told
+from tests.world import World, one_way, world
+
+NARROW = replace(KV2, names=NameRule(re.compile("[a-z-]")))
+
+
+async def probed(w: World) -> int:
+    """Deliver the probes that wait, and all that comes of them."""
+    probes = [message for message in w.queues.messages if '"job":"probe"' in message[1]]
+    for message in probes:
+        w.queues.messages.remove(message)
+        w.clock.advance(seconds=message[2])
+        await w.engine.handle(message[1])
+    await w.drain()
+    return len(probes)
+
+
+# --- one path's failure is its own -----------------------------------------------------------------------------------
+
+
+async def test_paths_that_may_not_be_read_do_not_condemn_the_others(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        names = [f"p{number:03d}" for number in range(100)]
+        for name in names:
+            source.put(name, "1")
+        denied = names[:10]
+
+        async def hook(vault: str, operation: str, name: str) -> None:
+            if name in denied:
+                raise AccessDenied("not this one", vault="source", path=name)
+
+        source.hook = hook
+        await w.engine.events.take(seen(*names))
+        (job,) = event_jobs(w)
+        w.queues.messages.clear()
+        await w.engine.handle(jobs.encode(job))
+        assert sorted(target.values()) == names[10:]
+        assert w.queues.messages == []
+
+
+# --- what a row that failed is worth ----------------------------------------------------------------------------------
+
+
+async def test_a_value_that_goes_back_after_a_write_nobody_saw_the_end_of_is_carried(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    retry = RetryPolicy(max_retries=0)
+    async with world(tmp_path, [source, target], one_way(retry_policy=retry)) as w:
+        source.put("a", "1")
+        await told(w, "a")
+        source.put("a", "2")
+        target.faults.add("set", Unavailable("time-out", vault="target", ambiguous=True), after=True)
+        target.faults.add("get", Unavailable("time-out", vault="target"), times=4)
+        await told(w, ("a", 2))
+        assert target.values() == {"a": {"value": "2"}}
+        assert (await state(w, "a")).status is ObjectStatus.FAILED
+        source.put("a", "1")
+        target.faults.queued.clear()
+        await told(w, ("a", 3))
+        assert target.values() == {"a": {"value": "1"}}
+
+
+# --- names that two paths share ---------------------------------------------------------------------------------------
+
+
+async def test_a_name_that_is_another_paths_is_not_taken_over_because_the_values_are_equal(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", NARROW)
+    async with world(tmp_path, [source, target], one_way(delete=PROPAGATE)) as w:
+        source.put("a-b", "same")
+        await told(w, "a-b")
+        source.put("a/b", "same")
+        await told(w, "a/b")
+        source.put("a/b", "other")
+        await told(w, ("a/b", 2))
+        assert target.values() == {"a-b": {"value": "same"}}
+        source.remove("a/b")
+        await told(w, "a/b")
+        assert target.values() == {"a-b": {"value": "same"}}
+
+
+async def test_a_name_that_stays_taken_does_not_start_a_run_for_each_event(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", NARROW)
+    async with world(tmp_path, [source, target], one_way(on_existing=OnExisting.FAIL)) as w:
+        target.put("a-b", "somebody else's")
+        for number in range(1, 6):
+            source.put("a/b", str(number))
+            await told(w, ("a/b", number) if number > 1 else "a/b")
+        assert target.values() == {"a-b": {"value": "somebody else's"}}
+        assert (await state(w, "a/b")).status is ObjectStatus.FAILED
+        assert len(await runs(w)) <= 1
+
+
+# --- a source that does not answer ------------------------------------------------------------------------------------
+
+
+async def test_what_was_told_while_the_source_was_down_is_carried_once_it_answers(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        source.put("a", "1")
+        source.faults.always = Unavailable("down", vault="source")
+        await told(w, "a")
+        assert (await state(w, "a")).transient
+        for _ in range(3):
+            assert await probed(w) == 1
+            assert await runs(w) == []
+        source.faults.always = None
+        assert await probed(w) == 1
+        assert target.values() == {"a": {"value": "1"}}
+        assert await probed(w) == 0
+
+
+async def test_a_gap_that_is_told_while_the_source_is_down_is_made_up_for_once_it_answers(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        source.put("a", "1")
+        source.faults.always = Unavailable("down", vault="source")
+        await w.engine.events.take([GapNotice("cut", "source")])
+        await w.drain()
+        assert [run.status for run in await runs(w)] == [RunStatus.FAILED]
+        for _ in range(3):
+            assert await probed(w) == 1
+        assert len(await runs(w)) == 1
+        source.faults.always = None
+        assert await probed(w) == 1
+        assert target.values() == {"a": {"value": "1"}}
+        assert await probed(w) == 0
+        assert (await w.store.get_control("s")).again is None
+
+
+# --- lag --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_hint_without_a_version_does_not_bring_an_older_value_back(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        source.put("a", "1")
+        source.put("a", "2")
+        await told(w, "a")
+        newest = source.kept["a"]
+        source.kept["a"] = replace(newest, fields={"value": "1"}, version=1)
+        await w.engine.events.take(seen("a"))
+        await w.engine.handle(w.queues.messages.pop()[1])
+        assert target.values() == {"a": {"value": "2"}}
+        source.kept["a"] = newest
+        await w.drain()
+        assert target.values() == {"a": {"value": "2"}}
+        assert len(target.writes) == 1
+
+
+# --- poison -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_value_that_breaks_the_mapping_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        for name in ("bad", "good"):
+            source.put(name, "1")
+        whole = PathWork.wanted
+
+        def wanted(self: PathWork, path: str, secret: object) -> object:
+            if path == "bad":
+                raise ZeroDivisionError
+            return whole(self, path, secret)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(PathWork, "wanted", wanted)
+        await w.engine.events.take(seen("bad", "good"))
+        with pytest.raises(ZeroDivisionError):
+            await w.engine.handle(w.queues.messages.pop()[1])
+        assert target.values() == {"good": {"value": "1"}}
+
+
+async def test_what_a_poison_message_left_undone_is_left_to_a_run(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        source.put("a", "1")
+        await w.engine.events.take(seen("a"))
+        _, body, _ = w.queues.messages.pop()
+        await w.engine.give_up(body)
+        await w.drain()
+        assert target.values() == {"a": {"value": "1"}}

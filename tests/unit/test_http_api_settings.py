@@ -22,6 +22,7 @@ FIELDS: dict[str, Any] = OPERATIONS | {
     "get": {"path": "/secrets/{name}", "fields": "fields"},
     "set": {"path": "/secrets/{name}", "body": {"fields": "{fields}"}},
 }
+ONE = ["get", "set", "delete"]
 LITERAL = "s3cr3t-in-the-file"
 
 
@@ -115,6 +116,13 @@ def test_a_credential_in_the_file_is_a_warning_and_one_from_the_environment_is_n
         (changed("get", path="/a/../b/{name}"), "'.' or '..' segments"),
         (changed("get", path="/a?x={name}"), "belong under `query`"),
         (changed("get", headers={"Authorization": "x"}), "belong under `auth`"),
+        (changed("get", path="/secrets/{Name}"), "a placeholder that is not known here"),
+        (changed("get", path="/secrets/{{name}}"), "a brace that belongs to no placeholder"),
+        (changed("get", path="/secrets/{name"), "a brace that belongs to no placeholder"),
+        *((changed(each, path="/secrets"), f"`{each}` says nowhere which secret is meant") for each in ONE),
+        (changed("get", value="nosuch(data)"), "no function of that name"),
+        (changed("list", where="!(a && nosuch(b[?c].d))"), "no function of that name"),
+        (changed("get", method="get"), "matches ^[A-Z]+$"),
         (changed("get", headers={"X-Auth-Token": "x"}), "belong under `auth`"),
         (changed("get", query={"API_KEY": "x"}), "belong under `auth`"),
         (changed("describe", path="/{name}", version="v"), "HEAD has no body"),
@@ -172,6 +180,19 @@ def test_no_message_repeats_what_was_given() -> None:
     told = problems(given)
     assert LITERAL not in told
     assert LITERAL.replace("-", "_") not in told
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        changed("get", path="/secret", query={"key": "{folder}/{base}"}),
+        changed("get", path="/secret", headers={"X-Name": "{name}"}),
+        changed("set", path="/secrets", body={"secrets": {"{name}": "{value}"}}),
+        changed("delete", path="/delete", method="POST", body={"names": ["{name}"]}),
+    ],
+)
+def test_which_secret_is_meant_may_be_said_anywhere(given: dict[str, Any]) -> None:
+    assert load(given).vaults
 
 
 def test_a_body_may_be_written_as_json_where_there_are_numbers() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -33,12 +33,30 @@ def _expression(text: str) -> str:
     from jmespath.exceptions import JMESPathError
 
     try:
-        jmespath.compile(text)
-        return text
+        parsed = jmespath.compile(text).parsed
     except JMESPathError as error:
         place = getattr(error, "lex_position", None)
+    else:
+        if not all(map(_is_function, _functions(parsed))):
+            raise ValueError("JMESPath has no function of that name; see jmespath.org/specification.html")
+        return text
     where = "" if place is None else f", from its character {place + 1} on"
     raise ValueError(f"not a JMESPath expression{where}; see jmespath.org")
+
+
+def _functions(node: Any) -> Iterator[str]:
+    """The names of the functions that a parsed expression calls."""
+    if isinstance(node, dict):
+        if node.get("type") == "function_expression":
+            yield node["value"]
+        for child in node.get("children", []):
+            yield from _functions(child)
+
+
+def _is_function(name: str) -> bool:
+    from jmespath.functions import Functions
+
+    return name in Functions.FUNCTION_TABLE
 
 
 def _address(text: str) -> str:
@@ -480,6 +498,9 @@ class Operations(Part):
             raise ValueError("`create` needs `set`, which writes what is there already")
         if self.find and self.find.id is None:
             raise ValueError("`find` needs `id`: it is there to find out {id}")
+        for key, operation in (self._on_one() | {"create": self.create, "find": self.find}).items():
+            if operation is not None and not {"name", "base", "id"} & operation.uses:
+                raise ValueError(f"`{key}` says nowhere which secret is meant: it needs {{name}}, {{base}} or {{id}}")
         for key, operation in self._on_one().items():
             if "id" in operation.uses and (self.list is None or self.list.id is None):
                 raise ValueError(f"`{key}` has {{id}}, and `list` does not say where an item's `id` is")

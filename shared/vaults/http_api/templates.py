@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 from shared.errors import InvalidSecret
 
-_PLACEHOLDER = re.compile(r"\{([a-z_]+(?::[^{}]*)?)(\|[a-z]*)?\}")
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_]+(?::[^{}]*)?)(\|[a-z]*)?\}")
 
 LOCATORS = {
     "name": "the secret's whole name",
@@ -60,6 +60,8 @@ def wrong_placeholder(template: Any, known: Mapping[str, str], *, in_path: bool 
         if word not in known:
             listed = ", ".join(f"{{{each}}}" for each in known)
             return f"a placeholder that is not known here; known: {listed or 'none'}"
+    if in_path and re.search("[{}]", _PLACEHOLDER.sub("", template)):
+        return "a brace that belongs to no placeholder: they are written as {name}"
     return None
 
 

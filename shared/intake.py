@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from shared.api import Problem, Request
 from shared.audit import Unreadable, from_record, merge, read_line
-from shared.errors import InvalidSecret, VaultError
+from shared.errors import ConfigError, InvalidSecret, VaultError
 from shared.notices import AuditNotice, GapNotice, KeyVaultNotice, Notice
 from shared.signing import sign
 
@@ -305,7 +305,7 @@ async def events(app: App, request: Request) -> Counts:
             _count(counts, syncs[sync_id], paths, [True] * len(paths))
         for vault_id, names in named.items():
             _count(counts, vaults[vault_id], names, await app.engine.events.touched(vault_id, names))
-    except VaultError as error:
+    except (VaultError, ConfigError) as error:
         log.warning("an event is refused for now: %s", error)
         problem = Problem(503, str(error), {"Retry-After": RETRY_AFTER})
     else:

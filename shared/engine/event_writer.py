@@ -24,7 +24,7 @@ from shared.engine.probe import Prober
 from shared.engine.runs import Runs
 from shared.engine.settling import BATCH, CLAIM, Claimed, Results, Settler
 from shared.engine.shared_reads import SharedReads
-from shared.errors import AccessDenied, InvalidSecret, SecretNotFound, VaultError
+from shared.errors import AccessDenied, ConfigError, InvalidSecret, SecretNotFound, VaultError
 from shared.history import Save
 from shared.jobs import EventJob
 from shared.mapping import is_shared_name, why_left_out
@@ -90,7 +90,7 @@ class EventWriter:
         came = _Came()
         try:
             work = await self._settler.work(sync, target, None, job.attempt)
-        except VaultError as error:
+        except (VaultError, ConfigError) as error:
             await self._settler.unopened(sync, target, paths, error, came, run_id=None, attempt=job.attempt)
         else:
             for at in range(0, len(paths), BATCH):
@@ -149,7 +149,7 @@ class EventWriter:
         delete: list[_Todo] = []
         saves: list[Save] = []
         failed: list[ObjectState] = []
-        errors: dict[str, VaultError] = {}
+        errors: dict[str, VaultError | ConfigError] = {}
         for state, result in zip(states, read, strict=True):
             path = state.path
             match result:

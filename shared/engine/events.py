@@ -16,7 +16,7 @@ from shared.engine.event_writer import merged
 from shared.engine.installation import Installation
 from shared.engine.runs import Runs
 from shared.engine.shared_reads import SharedReads
-from shared.errors import InvalidSecret, Refused, VaultError
+from shared.errors import ConfigError, InvalidSecret, Refused, VaultError
 from shared.jobs import EventJob
 from shared.mapping import path_below, why_left_out
 from shared.model import Sync
@@ -24,6 +24,10 @@ from shared.notices import GapNotice, Hint, KeyVaultNotice, Notice
 from shared.vault import Vault, check_name
 
 log = logging.getLogger("vaultferry.events")
+
+
+AT_ONCE = 200
+"""Notices after which others get their turn: thousands of them are a second's work."""
 
 
 @dataclass
@@ -52,7 +56,7 @@ class Events:
         for ((vault_id, _), syncs), vault in zip(groups, opened, strict=True):
             if vault is None:
                 continue
-            if isinstance(vault, VaultError):
+            if isinstance(vault, VaultError | ConfigError):
                 log.warning("what was seen in %s is left to a run: %s", vault_id, vault)
                 for at, notice in enumerate(notices):
                     useful[at] = useful[at] or _may_concern(notice, vault_id)
@@ -60,6 +64,8 @@ class Events:
                     due.setdefault(sync.id, _Due()).all = True
                 continue
             for at, notice in enumerate(notices):
+                if at % AT_ONCE == 0:
+                    await asyncio.sleep(0)
                 hint = vault.heard(notice)
                 if hint is not None and self._note(syncs, vault, hint, isinstance(notice, GapNotice), due):
                     useful[at] = True
@@ -78,7 +84,8 @@ class Events:
 
     async def touched(self, vault_id: str, names: Sequence[str]) -> list[bool]:
         """Queue a look at secrets by their full names in a vault, for all syncs that read it. Says which any of them
-        covers. Raises Refused where no sync reads this vault, any VaultError where it can not be opened, and StoreError.
+        covers. Raises Refused where no sync reads this vault, any VaultError and ConfigError where it can not be opened, and
+        StoreError.
         """
         groups = [(resource, syncs) for (vault, resource), syncs in self._by_source().items() if vault == vault_id]
         if not groups:
@@ -115,13 +122,15 @@ class Events:
                 groups.setdefault((sync.source.vault, sync.source.resource), []).append(sync)
         return groups
 
-    async def _open(self, vault_id: str, resource: str, notices: Sequence[Notice]) -> Vault | VaultError | None:
+    async def _open(
+        self, vault_id: str, resource: str, notices: Sequence[Notice]
+    ) -> Vault | VaultError | ConfigError | None:
         """The vault, to be asked whether it knows what was seen; None: none of it can be about this one."""
         if not any(_may_concern(notice, vault_id) for notice in notices):
             return None
         try:
             return await self._in.vaults.get(vault_id, resource)
-        except VaultError as error:
+        except (VaultError, ConfigError) as error:
             return error
 
     def _note(self, syncs: Sequence[Sync], vault: Vault, hint: Hint, gap: bool, due: dict[str, _Due]) -> bool:

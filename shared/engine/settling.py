@@ -12,7 +12,7 @@ from datetime import timedelta
 from shared.engine.installation import Installation
 from shared.engine.path_work import Later, PathWork, Settled, fail_event
 from shared.engine.runs import ATTEMPTS_TO_SAVE
-from shared.errors import StoreError, VaultError
+from shared.errors import ConfigError, StoreError, VaultError
 from shared.history import Save
 from shared.mapping import Mapper
 from shared.model import Action, Event, ObjectState, ObjectStatus, Outcome, Part, Sync, Target
@@ -65,7 +65,7 @@ class Settler:
         self._store = installation.store
 
     async def work(self, sync: Sync, target: Target, run_id: str | None, attempt: int) -> PathWork:
-        """What a job's paths have in common, its vaults opened. Raises any VaultError."""
+        """What a job's paths have in common, its vaults opened. Raises any VaultError, and ConfigError."""
         source = await self._in.vaults.get(sync.source.vault, sync.source.resource)
         vault = await self._in.vaults.get(target.vault, sync.source.resource)
         return PathWork(
@@ -188,19 +188,19 @@ class Settler:
         sync: Sync,
         target: Target,
         paths: Sequence[str],
-        error: VaultError,
+        error: VaultError | ConfigError,
         results: Results,
         *,
         run_id: str | None,
         attempt: int,
     ) -> None:
         """A vault can not even be opened: paths come later, or have failed."""
-        if error.transient and attempt < sync.retry_policy.max_retries:
+        if isinstance(error, VaultError) and error.transient and attempt < sync.retry_policy.max_retries:
             results.later.update((path, Later(error=error)) for path in paths)
             return
         results.down = results.down or error.transient
         states = await self._store.get_objects(sync.id, target.id, paths)
-        failed = dict.fromkeys(paths, error)
+        failed: dict[str, VaultError | ConfigError] = dict.fromkeys(paths, error)
         await self.fail(
             [states.get(path) or ObjectState(sync.id, target.id, path) for path in paths],
             failed,
@@ -212,7 +212,7 @@ class Settler:
     async def fail(
         self,
         states: Sequence[ObjectState],
-        errors: Mapping[str, VaultError],
+        errors: Mapping[str, VaultError | ConfigError],
         results: Results,
         *,
         run_id: str | None,

@@ -17,7 +17,7 @@ from shared.engine.path_work import Later, PathWork, Settled
 from shared.engine.probe import Prober
 from shared.engine.runs import ATTEMPTS_TO_SAVE, Runs
 from shared.engine.settling import BATCH, Claimed, Results, Settler
-from shared.errors import StoreError, VaultError
+from shared.errors import ConfigError, StoreError, VaultError
 from shared.jobs import WriteJob
 from shared.model import Chunk, ObjectState, ObjectStatus, Op, Outcome, Part, Run, RunStatus, Sync, Target
 from shared.pacing import counting
@@ -86,7 +86,7 @@ class Writer:
         results = Results()
         try:
             work = await self._settler.work(sync, target, run.run_id, job.attempt)
-        except VaultError as error:
+        except (VaultError, ConfigError) as error:
             await self._settler.unopened(sync, target, paths, error, results, run_id=run.run_id, attempt=job.attempt)
             return results
 

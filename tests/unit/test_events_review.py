@@ -10,10 +10,10 @@ import pytest
 
 from shared import jobs
 from shared.engine.path_work import PathWork
-from shared.errors import AccessDenied, Unavailable
-from shared.model import ObjectStatus, OnExisting, RetryPolicy, RunStatus
+from shared.errors import AccessDenied, ConfigError, Unavailable
+from shared.model import ObjectStatus, OnExisting, RetryPolicy, RunStatus, Source
 from shared.notices import GapNotice
-from shared.vault import NameRule
+from shared.vault import NameRule, Vault
 from tests.memory_vault import MemoryVault
 from tests.unit.test_events import KV2, PROPAGATE, event_jobs, runs, seen, state, told
 from tests.world import World, one_way, world
@@ -196,4 +196,50 @@ async def test_what_a_poison_message_left_undone_is_left_to_a_run(tmp_path: Path
         _, body, _ = w.queues.messages.pop()
         await w.engine.give_up(body)
         await w.drain()
+        assert target.values() == {"a": {"value": "1"}}
+
+
+# --- a vault that can not even be opened -----------------------------------------------------------------------------
+
+
+async def test_a_vault_that_is_configured_wrongly_spoils_no_other_syncs_events(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vaults = [MemoryVault(name, KV2) for name in ("source", "broken", "target")]
+    second = replace(one_way(), id="t", source=Source("broken"))
+    async with world(tmp_path, vaults, one_way(), second) as w:
+        vaults[0].put("a", "1")
+        engine = w.engine
+        whole = engine.installation.vaults.get
+
+        async def get(vault_id: str, resource: str = "secrets") -> Vault:
+            if vault_id == "broken":
+                raise ConfigError("broken: its ca_bundle can not be read")
+            return await whole(vault_id, resource)
+
+        monkeypatch.setattr(engine.installation.vaults, "get", get)
+        assert await engine.events.take(seen("a")) == [True]
+        for _, body, _ in list(w.queues.messages):
+            await engine.handle(body)
+        assert vaults[2].values() == {"a": {"value": "1"}}
+        assert [run.status for run in await runs(w, "t")] == [RunStatus.FAILED]
+
+
+async def test_an_event_whose_vault_is_configured_wrongly_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        source.put("a", "1")
+        await w.engine.events.take(seen("a"))
+        engine = w.engine
+
+        async def get(vault_id: str, resource: str = "secrets") -> Vault:
+            raise ConfigError("target: its ca_bundle can not be read")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(engine.installation.vaults, "get", get)
+            await engine.handle(w.queues.messages.pop()[1])
+        assert (await state(w, "a")).error == "target: its ca_bundle can not be read"
+        await told(w, "a")
         assert target.values() == {"a": {"value": "1"}}

@@ -102,13 +102,15 @@ class Secrets:
     """The secrets of one vault.
 
     `delete_steps` and `recover_steps` say how many requests that name a secret are still answered as if its deletion
-    or recovery had not finished; listings never count as a step.
+    or recovery had not finished; listings never count as a step. Without `soft_delete`, as vaults could be made until 2025,
+    a deletion is for good: https://learn.microsoft.com/azure/key-vault/general/soft-delete-change
     """
 
     def __init__(self, clock: Callable[[], float], *, delete_steps: int = 0, recover_steps: int = 0) -> None:
         self._clock = clock
         self.delete_steps = delete_steps
         self.recover_steps = recover_steps
+        self.soft_delete = True
         # Names fold case: `Db` and `db` are one secret, shown as it was first written.
         self._by_folded_name: dict[str, StoredSecret] = {}
 
@@ -167,6 +169,8 @@ class Secrets:
         if stored is None or stored.phase is Phase.DELETED:
             raise _not_found(name)
         _refuse_unless_writable(stored)
+        if not self.soft_delete:
+            del self._by_folded_name[name.lower()]
         stored.phase, stored.steps_left, stored.deleted = Phase.DELETING, self.delete_steps, int(self._clock())
         return stored
 

@@ -21,34 +21,7 @@ from shared.vaults.hashicorp import Settings as HubSettings
 from shared.vaults.hashicorp import connect as connect_hub
 from shared.vaults.http_api import Settings, connect
 from tests.cli_world import Folder
-
-VERSION = {"api-version": "2025-07-01"}
-OPERATIONS: dict[str, Any] = {
-    "list": {
-        "path": "/secrets",
-        "query": VERSION,
-        "items": "value",
-        "where": "attributes.enabled && !managed",
-        "name": "id",
-        "name_pattern": "/secrets/([^/]+)$",
-        "pages": {"type": "link", "next": "nextLink"},
-    },
-    "get": {
-        "path": "/secrets/{name}",
-        "query": VERSION,
-        "value": "value",
-        "content_type": "contentType",
-        "version": "id",
-        "absent": "error.code == 'SecretNotFound'",
-    },
-    "set": {
-        "path": "/secrets/{name}",
-        "query": VERSION,
-        "body": {"value": "{value}", "contentType": "{content_type}"},
-        "version": "id",
-    },
-    "delete": {"path": "/secrets/{name}", "query": VERSION, "absent": "error.code == 'SecretNotFound'"},
-}
+from tests.contract.vaults.http_api import KEY_VAULT
 
 
 @pytest.fixture
@@ -88,7 +61,7 @@ def settings(server: KeyVaultServer, entra: EntraServer, folder: Path, **auth: A
             "scope": "https://vault.azure.net/.default",
         }
         | auth,
-        operations=OPERATIONS,
+        operations=KEY_VAULT,
     )
 
 
@@ -162,7 +135,7 @@ vaults:
       client_id: "${CLIENT}"
       client_secret: "${SECRET}"
       scope: https://vault.azure.net/.default
-    operations: OPERATIONS
+    operations: KEY_VAULT
 syncs:
   hub-to-prod:
     source: {vault: hub, prefix: apps/}
@@ -178,7 +151,7 @@ async def test_from_a_vault_to_a_key_vault_and_both_by_configuration(
     authority = server.authority
     async with VaultSandbox() as hub:
         folder = Folder(tmp_path)
-        folder.configure(CONFIG.replace("OPERATIONS", json.dumps(OPERATIONS)))
+        folder.configure(CONFIG.replace("KEY_VAULT", json.dumps(KEY_VAULT)))
         folder.env = {
             "HUB": hub.url,
             "TOKEN": hub.root_token,

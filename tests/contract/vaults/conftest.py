@@ -19,6 +19,7 @@ HARNESSES: dict[str, tuple[type[Harness], str | None]] = {
     "hashicorp-v1": (hashicorp.SandboxV1, None),
     "http-api-etags": (http_api.WithEtags, None),
     "http-api-text": (http_api.WithOneText, None),
+    "http-api-key-vault": (http_api.SandboxKeyVault, None),
     "http-api-vault": (http_api.SandboxVault, None),
     "vaultwarden": (vaultwarden.SandboxVaultwarden, None),
     "hashicorp-v2-real": (hashicorp.RealV2, "real_vault"),

@@ -1,18 +1,22 @@
-"""Three APIs by configuration alone: one with ETags and fields, one that holds one text, and the sandbox's own Vault."""
+"""Four APIs by configuration: one with ETags and fields, one that holds one text, the sandbox's Vault and Key Vault."""
 
 from __future__ import annotations
 
 import json
 import secrets
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 from yarl import URL
 
+from sandbox.entra import EntraServer
 from sandbox.faults import Fault, FaultKind
 from sandbox.http_apis import AnyApi
+from sandbox.key_vault import KeyVaultServer
 from sandbox.vault import VaultSandbox
 from shared.onestring import CONTENT_TYPE, pack, unpack
 from shared.vault import Vault
@@ -55,7 +59,7 @@ TEXT: dict[str, Any] = {
 
 
 class OverHttp(Harness):
-    """What the three have in common."""
+    """What the four have in common."""
 
     def __init__(self, server: Any) -> None:
         super().__init__()
@@ -216,3 +220,103 @@ class SandboxVault(OverHttp):
             content = await response.read()
             answer: dict[str, Any] = json.loads(content) if content else {}
             return answer
+
+
+_API = {"api-version": "2025-07-01"}
+KEY_VAULT: dict[str, Any] = {
+    "list": {
+        "path": "/secrets",
+        "query": _API,
+        "items": "value",
+        "where": "attributes.enabled && !managed",
+        "name": "id",
+        "name_pattern": "/secrets/([^/]+)$",
+        "pages": {"type": "link", "next": "nextLink"},
+    },
+    "get": {
+        "path": "/secrets/{name}",
+        "query": _API,
+        "value": "value",
+        "content_type": "contentType",
+        "version": "id",
+        "absent": "error.code == 'SecretNotFound'",
+    },
+    "set": {
+        "path": "/secrets/{name}",
+        "query": _API,
+        "body": {"value": "{value}", "contentType": "{content_type}"},
+        "version": "id",
+    },
+    "delete": {"path": "/secrets/{name}", "query": _API, "absent": "error.code == 'SecretNotFound'"},
+}
+
+
+class SandboxKeyVault(OverHttp):
+    """A Key Vault without soft delete: to recover what was deleted is more than a configuration can say."""
+
+    traits = frozenset({"fingerprints", "write-answers", "faults"})
+
+    def __init__(self) -> None:
+        self._entra: EntraServer
+        super().__init__(KeyVaultServer())
+        self._server.secrets.soft_delete = False
+        self._entra = EntraServer(self._server.authority)
+        self._folder = tempfile.TemporaryDirectory(prefix="vaultferry-test-")
+
+    async def start(self) -> None:
+        await self._entra.start()
+        await self._server.start()
+        self._bundle = Path(self._folder.name, "authorities.pem")
+        self._bundle.write_text("".join(server.ca_bundle.read_text() for server in (self._server, self._entra)))  # type: ignore[union-attr]
+        self.vault = self.connect()
+        await self.vault.open()
+
+    async def stop(self) -> None:
+        await super().stop()
+        await self._entra.close()
+        self._folder.cleanup()
+
+    def settings(self, *, credentials: bool, container: bool) -> dict[str, Any]:
+        authority = self._server.authority
+        return {
+            # The other answers as well, and is no Key Vault.
+            "base_url": self._server.url if container else self._entra.url,
+            "ca_bundle": str(self._bundle),
+            "names": {"allowed": "[0-9a-zA-Z-]", "max_length": 127, "ignores_case": True},
+            "max_bytes": 25 * 1024,
+            "auth": {
+                "type": "oauth2_client_credentials",
+                "token_url": f"{self._entra.url}/{authority.tenant_id}/oauth2/v2.0/token",
+                "client_id": authority.client_id,
+                "client_secret": authority.client_secret if credentials else "wrong",
+                "scope": "https://vault.azure.net/.default",
+            },
+            "operations": KEY_VAULT,
+        }
+
+    def calls(self) -> int:
+        return int(self._server.calls.total() + self._entra.calls.total())
+
+    async def put(self, name: str, fields: Mapping[str, Any], *, lifetime: str = "") -> None:
+        text, content_type = pack(fields)
+        self._server.put(name, text, content_type=content_type)
+
+    async def look(self, name: str) -> dict[str, Any] | None:
+        found = self._server.get(name)
+        return None if found is None else dict(unpack(found.value, found.content_type))
+
+    async def wipe(self, name: str) -> None:
+        self._server.delete(name)
+
+    def misbehave(
+        self,
+        kind: FaultKind,
+        operation: Operation,
+        *,
+        times: int | None = 1,
+        skip: int = 0,
+        status: int = 503,
+        retry_after: float | None = None,
+    ) -> None:
+        named: dict[Operation, Any] = {"read": "get", "write": "set", "list": "list"}
+        super().misbehave(kind, named[operation], times=times, skip=skip, status=status, retry_after=retry_after)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import MappingProxyType
@@ -160,7 +161,7 @@ class _Builder:
             here = (*place, name)
             if isinstance(value, BaseModel | Mapping):
                 self.look_for_risks(value, here)
-            elif isinstance(value, SecretStr) and here not in self.document.from_environment:
+            elif here not in self.document.from_environment and _is_credential(here, value):
                 self.warn(here, "a credential stands in the file; put it in the environment and write ${NAME}")
             elif isinstance(value, str) and value.lower().startswith("http://") and not _is_loopback(value):
                 self.warn(here, "plain http: secrets and credentials cross the network unencrypted")
@@ -302,6 +303,18 @@ def _duration(text: str | None) -> timedelta | None:
     if text is None:
         return None
     return timedelta(days=int(text[:-1])) if text.endswith("d") else timedelta(hours=int(text[:-1]))
+
+
+_REQUEST = frozenset({"headers", "query", "body"})
+_CREDENTIAL = re.compile(r"(?:^|[-_.])(?:token|secret|passw(?:or)?d|api[-_]?key|authorization)$", re.IGNORECASE)
+
+
+def _is_credential(place: Place, value: Any) -> bool:
+    """Whether it is one, or is called like one in a request that the file describes. A placeholder is none."""
+    if isinstance(value, SecretStr):
+        return True
+    called_so = _REQUEST & {*place[:-1]} and isinstance(place[-1], str) and _CREDENTIAL.search(place[-1])
+    return bool(called_so) and isinstance(value, str) and bool(value) and "{" not in value
 
 
 def _is_loopback(url: str) -> bool:

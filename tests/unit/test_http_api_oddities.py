@@ -41,12 +41,14 @@ class Raw:
     def __init__(self) -> None:
         self.url = ""
         self.seen: list[str] = []
+        self.heads: list[str] = []
         self.answer: Callable[[str], bytes] = lambda line: http()
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         line = head.split(b"\r\n")[0].decode()
         self.seen.append(line)
+        self.heads.append(head.decode())
         writer.write(self.answer(line))
         writer.close()
 
@@ -345,6 +347,24 @@ async def test_a_name_can_not_take_the_place_of_another_key(raw: Raw, body_type:
             await vault.set_secret("project", Secret({"value": CANARY}))
         assert raw.seen == []
         await vault.set_secret("projects", Secret({"value": CANARY}))
+
+
+# headers
+
+
+@pytest.mark.parametrize("given", ["settings", "operation"])
+async def test_a_header_that_is_given_takes_the_place_of_ours_in_any_case(raw: Raw, given: str) -> None:
+    headers = {"accept": "application/vnd.x+json", "CONTENT-type": "application/vnd.y+json"}
+    write = {"path": "/s/{name}", "body": {"fields": "{fields}"}, "etag": True}
+    operations = WITH_ETAGS | {"set": write | ({"headers": headers} if given == "operation" else {})}
+    raw.answer = lambda line: http("{}")
+    async with Opened(raw, operations, headers=headers if given == "settings" else {}) as vault:
+        await vault.set_secret("one", Secret({"value": "x"}))
+    told = [line.lower() for line in raw.heads[0].splitlines()]
+    assert [line for line in told if line.startswith(("accept:", "content-type:"))] == [
+        "accept: application/vnd.x+json",
+        "content-type: application/vnd.y+json",
+    ]
 
 
 # the way there

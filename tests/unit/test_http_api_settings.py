@@ -103,10 +103,34 @@ def test_a_credential_in_the_file_is_a_warning_and_one_from_the_environment_is_n
 
 
 @pytest.mark.parametrize(
+    ("given", "place"),
+    [
+        ({"headers": {"X-Tenant-Token": LITERAL}}, "headers.X-Tenant-Token"),
+        (changed("get", headers={"X-Secret": LITERAL}), "operations.get.headers.X-Secret"),
+        (changed("get", query={"token": LITERAL}), "operations.get.query.token"),
+        (changed("set", body={"value": "{value}", "auth": {"password": LITERAL}}), "operations.set.body.auth.password"),
+    ],
+)
+def test_what_is_called_like_a_credential_in_a_request_is_a_warning_too(given: dict[str, Any], place: str) -> None:
+    [warning] = load(given).warnings
+    assert place in warning
+    assert LITERAL not in warning
+    assert load(json.loads(json.dumps(given).replace(LITERAL, "${TOKEN}"))).warnings == ()
+
+
+def test_what_is_no_credential_is_no_warning() -> None:
+    given = changed("set", body={"password": "{value}", "tokens": "none"}, query={"page_token": ""})
+    assert load(given | {"headers": {"X-Client": "ferry"}}).warnings == ()
+    mapped = {"operations": FIELDS, "field_mapping": {"password": "secret"}}
+    assert load(mapped).warnings == ()
+
+
+@pytest.mark.parametrize(
     ("given", "told"),
     [
         (changed("get", path="/secrets/{nmae}"), "known: {name}, {folder}, {base}, {id}"),
         (changed("get", path="/x/{value}"), "a placeholder that is not known here"),
+        (changed("set", body={"value": "{field:}"}), "a placeholder that is not known here"),
         (changed("set", query={"v": "{value}"}), "`query` has a placeholder that is not known here"),
         (changed("list", path="/x/{name}"), "known: {prefix}"),
         (changed("get", query={"n": "{name|path}"}), "behind a '|'"),

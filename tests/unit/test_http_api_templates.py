@@ -70,6 +70,24 @@ def test_a_value_can_not_become_structure(value: str, fields: dict[str, str]) ->
     }
 
 
+def test_what_a_path_says_itself_is_encoded_around_its_placeholders_too() -> None:
+    assert templates.path("/a b/{name}/č/%2F:{id}/z?", {"name": "x/y", "id": "1"}) == "/a%20b/x%2Fy/%C4%8D/%2F:1/z%3F"
+
+
+@pytest.mark.parametrize("value", ["..", "."])
+def test_no_value_leads_elsewhere(value: str) -> None:
+    for template in ("/items/{id}", "/items/{id}/value", "/items/{id|path}"):
+        with pytest.raises(InvalidSecret, match="lead elsewhere"):
+            templates.path(template, {"id": value})
+    assert templates.path("/items/x{id}", {"id": value}) == f"/items/x{value}"
+
+
+def test_only_a_content_type_may_be_nothing_within_a_text() -> None:
+    assert templates.text("a{content_type}b", {"content_type": None}) == "ab"
+    with pytest.raises(InvalidSecret, match="not text"):
+        templates.text("a{field:x}b", {"fields": {"x": None}})
+
+
 def test_a_field_that_a_template_names_must_be_there_and_be_text_within_text() -> None:
     fields = {"fields": {"user": "ferry", "port": 1}}
     assert templates.structure({"u": "{field:user}", "p": "{field:port}"}, fields) == {"u": "ferry", "p": 1}

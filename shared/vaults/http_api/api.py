@@ -417,18 +417,20 @@ class HttpApi(Vault):
         conditions: Mapping[str, str] | None = None,
         parse: bool = True,
     ) -> Answer:
-        headers = {"Accept": "*/*" if getattr(operation, "answer", "json") == "text" else "application/json"}
+        from multidict import CIMultiDict
+
+        if body is None:
+            body = requests.body(operation, locators)
+        # Whatever case they are written in, a header that is given takes the place of ours.
+        headers = CIMultiDict(Accept="*/*" if getattr(operation, "answer", "json") == "text" else "application/json")
         if body is not None:
             headers["Content-Type"] = requests.CONTENT_TYPES[operation.body_type]
-        headers |= self._settings.headers
-        headers |= {key: templates.text(value, locators) for key, value in operation.headers.items()}
-        headers |= conditions or {}
-        headers |= credentials.headers
+        headers.update(self._settings.headers)
+        headers.update({key: templates.text(value, locators) for key, value in operation.headers.items()})
+        headers.update(conditions or {})
+        headers.update(credentials.headers)
         if credentials.query:
             url += ("&" if "?" in url else "?") + requests.query_string(credentials.query)
-        if body is None and operation.body is not None:
-            body = requests.body(operation, locators)
-            headers.setdefault("Content-Type", requests.CONTENT_TYPES[operation.body_type])
         return await self._client.call(operation, word, url, headers=headers, body=body, parse=parse)
 
     async def _call(

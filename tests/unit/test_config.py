@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import subprocess
 import sys
 from datetime import datetime, timedelta
@@ -310,6 +311,11 @@ def test_each_example_is_valid_to_us_and_to_editors(path: Path) -> None:
     assert path.read_text().startswith("# yaml-language-server: $schema=./vaultferry.schema.json\n")
     assert load(str(path), ENVIRONMENT).warnings == ()
     jsonschema.Draft202012Validator(schema()).validate(yaml.safe_load(path.read_text()))
+
+
+def test_each_example_is_in_their_table() -> None:
+    table = (EXAMPLES[0].parent / "README.md").read_text("utf-8")
+    assert sorted(re.findall(r"\]\((\S+\.yaml)\)", table)) == [path.name for path in EXAMPLES]
 
 
 def test_the_committed_schema_is_current() -> None:

@@ -161,6 +161,36 @@ def test_the_relays_image_has_each_module_that_the_relay_imports() -> None:
     assert {name for name in copied if name.startswith("shared/") and not name.startswith("shared/relay/")} <= needed
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("FROM a\nADD b /\n", "ADD is not an instruction that ours have"),
+        ("RUN true\nFROM a\n", "RUN stands before FROM"),
+        ("FROM a\nfrom b\n", "from is not an instruction"),
+        ("FROM a\nRUN one \\\n", "is never ended"),
+    ],
+)
+def test_a_dockerfile_that_is_not_like_ours_is_told(text: str, problem: str, tmp_path: Path) -> None:
+    path = tmp_path / "Dockerfile"
+    path.write_text(text, "utf-8")
+    with pytest.raises(ValueError, match=problem):
+        dockerfile.read(path)
+
+
+def test_a_dockerfile_is_read_as_docker_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "Dockerfile"
+    path.write_text(
+        'ARG A=1\nFROM a AS b\nRUN one \\\n  # aside\n  --two\nCOPY --from=b --chown=1:2 x y z/\nCMD ["d", "e"]\n'
+    )
+    image = dockerfile.read(path)
+    (stage,) = image.stages
+    assert (image.arguments, stage.base, stage.name) == ({"A": "1"}, "a", "b")
+    assert [each.text for each in stage.all("RUN")] == ["one --two"]
+    copy = stage.last("COPY")
+    assert (copy.flags, copy.sources) == ({"from": "b", "chown": "1:2"}, ["x", "y"])
+    assert stage.last("CMD").words == ["d", "e"]
+
+
 def from_the_context(image: Dockerfile) -> Iterator[Instruction]:
     for stage in image.stages:
         yield from (each for each in stage.all("COPY") if "from" not in each.flags)

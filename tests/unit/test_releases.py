@@ -59,6 +59,13 @@ def test_each_file_that_the_workflow_names_exists() -> None:
     assert images == {path.parent.name for path in (ROOT / "infra").glob("*/Dockerfile")}
 
 
+def test_each_script_is_one_that_bash_can_read() -> None:
+    for step in steps():
+        script = re.sub(r"\$\{\{[^}]*\}\}", "x", step.get("run", ""))
+        read = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
+        assert (read.returncode, read.stderr) == (0, ""), script
+
+
 def test_every_python_that_is_supported_is_tested() -> None:
     assert tuple(workflow()["jobs"]["test"]["strategy"]["matrix"]["python"]) == PYTHONS
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]

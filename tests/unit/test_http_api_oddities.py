@@ -192,6 +192,25 @@ async def test_an_address_that_is_not_quite_one_is_asked_for_as_one(raw: Raw) ->
     assert raw.seen[1] == "GET /s?after=a%20%C3%A9%20bX:%20y HTTP/1.1"
 
 
+async def test_an_empty_page_with_a_cursor_is_not_the_end(raw: Raw) -> None:
+    listing = {**LIST, "name": "@", "pages": {"type": "cursor", "next": "n"}}
+    answers = {
+        "GET /s HTTP/1.1": '{"d": [], "n": 1}',
+        "GET /s?cursor=1 HTTP/1.1": '{"d": [], "n": 2}',
+        "GET /s?cursor=2 HTTP/1.1": '{"d": ["a"]}',
+    }
+    raw.answer = lambda line: http(answers[line])
+    async with Opened(raw, TEXT | {"list": listing}) as vault:
+        assert await names(vault) == ["a"]
+    listing["pages"]["max_pages"] = 3
+    async with Opened(raw, TEXT | {"list": listing}) as vault:
+        assert await names(vault) == ["a"]
+    listing["pages"]["max_pages"] = 2
+    async with Opened(raw, TEXT | {"list": listing}) as vault:
+        with pytest.raises(Unsupported, match="more than 2 pages"):
+            await names(vault)
+
+
 HALF = '"\\ud800"'
 
 

@@ -174,10 +174,9 @@ def test_a_persons_items_are_read() -> None:
     [
         (3, "card", {"number": "4111", "code": "123", "brand": None}, {"number": "4111", "code": "123"}),
         (4, "identity", {"username": "ada"}, {"username": "ada"}),
-        (5, "sshKey", {"privateKey": "-----BEGIN"}, {"privateKey": "-----BEGIN"}),
     ],
 )
-def test_cards_identities_and_ssh_keys_are_read_and_written(
+def test_cards_and_identities_are_read_and_written(
     kind: int, part: str, own: dict[str, Any], expected: dict[str, Any]
 ) -> None:
     document = by_hand({"type": kind, "name": "x", part: own})
@@ -186,6 +185,38 @@ def test_cards_identities_and_ssh_keys_are_read_and_written(
     again = stored(items.updated(opened(document), {name: "new", "other": "y"}, NOW))
     assert again["type"] == kind
     assert read(again) == {name: "new", "other": "y"}
+
+
+SSH = {"privateKey": "-----BEGIN", "publicKey": "ssh-ed25519 AAAA", "keyFingerprint": "SHA256:x"}
+
+
+def ssh_key(own: Mapping[str, str] | None) -> dict[str, Any]:
+    sealed = {name: crypto.encrypt(text, KEY) for name, text in own.items()} if own else None
+    return {**by_hand({"type": 5, "name": "x"}), "sshKey": sealed}
+
+
+def test_an_ssh_key_is_read_and_written() -> None:
+    assert read(ssh_key(SSH)) == SSH
+    again = stored(items.updated(opened(ssh_key(SSH)), {**SSH, "privateKey": "new", "other": "y"}, NOW))
+    assert again["type"] == 5
+    assert read(again) == {**SSH, "privateKey": "new", "other": "y"}
+
+
+@pytest.mark.parametrize("lost", SSH)
+@pytest.mark.parametrize("how", ["gone", "empty", "no text"])
+def test_an_ssh_key_that_the_server_would_never_hand_out_again_is_not_written(lost: str, how: str) -> None:
+    fields: dict[str, Any] = {**SSH, "other": "y"}
+    if how == "gone":
+        del fields[lost]
+    else:
+        fields[lost] = "" if how == "empty" else 7
+    with pytest.raises(InvalidSecret, match="needs privateKey, publicKey, keyFingerprint"):
+        items.updated(opened(ssh_key(SSH)), fields, NOW)
+
+
+def test_an_ssh_key_that_the_server_does_not_hand_out_is_not_empty() -> None:
+    with pytest.raises(InvalidSecret, match="hands out nothing"):
+        read(ssh_key(None))
 
 
 def test_an_old_item_without_fields_is_read() -> None:

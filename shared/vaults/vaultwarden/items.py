@@ -33,7 +33,7 @@ MARK = f"data:{onestring.CONTENT_TYPE},"
 PLACES = "vaultferry:places"
 """The text field that lists which notes and URIs are fields. Never change it either."""
 
-LOGIN, NOTE = 1, 2
+LOGIN, NOTE, SSH_KEY = 1, 2, 5
 TEXT, HIDDEN, BOOLEAN, LINKED = 0, 1, 2, 3
 # https://github.com/bitwarden/clients/tree/main/libs/common/src/vault/models/api
 _PARTS: dict[int, tuple[str, tuple[str, ...]]] = {
@@ -48,7 +48,7 @@ _PARTS: dict[int, tuple[str, tuple[str, ...]]] = {
             "licenseNumber",
         ),
     ),
-    5: ("sshKey", ("privateKey", "publicKey", "keyFingerprint")),
+    SSH_KEY: ("sshKey", ("privateKey", "publicKey", "keyFingerprint")),
 }
 _HISTORY = 5
 """How many earlier values official clients keep."""
@@ -143,6 +143,9 @@ def _own(document: Document) -> tuple[dict[str, Any], tuple[str, ...]]:
         raise InvalidSecret("it is an item of a kind that is not known here")
     part, names = _PARTS[kind]
     own = document.get(part)
+    if own is None and kind == SSH_KEY:
+        # What Vaultwarden says of one that is not whole. Read as empty, it would empty its copies.
+        raise InvalidSecret("it is an SSH key of which the server hands out nothing, since a part of it is missing")
     return (dict(own) if isinstance(own, dict) else {}), names
 
 
@@ -289,6 +292,9 @@ def _content(document: Document, name: str, fields: Fields, key: SymmetricKey) -
     marked, ours = said is not None, said or frozenset()
     texts = {each: value for each, value in fields.items() if isinstance(value, str)}
     rest = dict(fields)
+    if document["type"] == SSH_KEY and not all(texts.get(each) for each in names):
+        # Vaultwarden stores another one, and never hands it out again.
+        raise InvalidSecret(f"the item is an SSH key, which needs {', '.join(names)}: give all, or delete the item")
     for each in names:
         own[each] = crypto.encrypt(texts[each], key) if each in texts else None
         if each in texts:

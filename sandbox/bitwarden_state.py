@@ -233,13 +233,13 @@ class State:
             raise BitwardenError("Cipher doesn't exist")
         return item
 
-    def writable(self, item_id: str, account: Account) -> Item:
+    def writable(self, item_id: str, account: Account, refusal: str = "Cipher is not write accessible") -> Item:
         item = self.items.get(item_id)
         if item is None:
             raise BitwardenError("Cipher doesn't exist")
         access = self.restrictions(item, account)
         if access is None or access.read_only:
-            raise BitwardenError("Cipher is not write accessible")
+            raise BitwardenError(refusal)
         return item
 
     def create_item(self, account: Account, data: Mapping[str, Any], collections: Iterable[str] | None = None) -> Item:
@@ -340,7 +340,7 @@ class State:
         return item
 
     def trash_item(self, account: Account, item_id: str) -> Item:
-        item = self.writable(item_id, account)
+        item = self.writable(item_id, account, "Cipher can't be deleted by user")
         item.deleted = item.updated = self.clock()
         self.touch(self.who_sees(item))
         return item
@@ -353,7 +353,7 @@ class State:
 
     def delete_item(self, account: Account, item_id: str) -> None:
         """For good."""
-        item = self.writable(item_id, account)
+        item = self.writable(item_id, account, "Cipher can't be deleted by user")
         self.touch(self.who_sees(item))
         del self.items[item_id]
 

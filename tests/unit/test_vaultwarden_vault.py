@@ -17,7 +17,7 @@ from shared.errors import AccessDenied, InvalidSecret, MountNotFound, SecretNotF
 from shared.model import Secret
 from shared.pacing import Pacer
 from shared.vault import Use
-from shared.vaults.vaultwarden import Settings, connect, crypto
+from shared.vaults.vaultwarden import Settings, account, connect, crypto
 from shared.vaults.vaultwarden.crypto import SymmetricKey
 from shared.vaults.vaultwarden.vault import VaultwardenVault
 from tests.contract.vaults.harness import everything_told_by
@@ -51,8 +51,8 @@ class World:
 
     def settle(self) -> None:
         """What was done until now lies an hour back."""
-        for account in self.server.state.accounts.values():
-            account.updated = account.updated.replace(year=2020)
+        for each in self.server.state.accounts.values():
+            each.updated = each.updated.replace(year=2020)
 
 
 @pytest.fixture
@@ -124,6 +124,78 @@ async def test_a_refused_login_is_not_tried_again_at_once(world: World) -> None:
     tries = await asyncio.gather(*(vault.get_secret("one") for _ in range(20)), return_exceptions=True)
     assert all(isinstance(each, AccessDenied) for each in tries)
     assert world.called("login") == 1
+
+
+class Hours:
+    """A clock that tests turn, in the place of the module `time`."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def time(self) -> float:
+        return self.now
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+async def test_a_wrong_password_is_tried_ever_more_rarely(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Hours()
+    monkeypatch.setattr(account, "time", clock)
+    vault = world.connect(password="wrong")
+    for _ in range(24 * 60):
+        with pytest.raises(AccessDenied, match="e-mail or master password"):
+            await vault.open()
+        clock.now += 60
+    # After 1, 3, 7, 15, 31, 63 minutes, then each hour.
+    assert 25 <= world.called("login") <= 31
+
+
+async def test_a_password_that_is_right_again_opens_the_account(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Hours()
+    monkeypatch.setattr(account, "time", clock)
+    vault = world.connect()
+    world.ada.change_password("another")
+    for _ in range(2):
+        with pytest.raises(AccessDenied):
+            await vault.open()
+        clock.now += 61
+    world.ada.change_password(PASSWORD)
+    with pytest.raises(AccessDenied):
+        await vault.open()
+    clock.now += 60
+    await vault.open()
+    assert world.called("login") == 3
+
+
+async def test_nothing_is_encrypted_with_a_key_that_the_account_has_no_more(world: World) -> None:
+    vault = world.connect()
+    await vault.set_secret("before", Secret({"value": "1"}))
+    person = world.ada
+    person.account.private_key = crypto.encrypt(
+        crypto.decrypt(person.account.private_key, person.user_key), new := SymmetricKey.generate()
+    )
+    (item,) = person.items().values()
+    item.body["key"] = crypto.wrap(crypto.unwrap(item.body["key"], person.user_key), new)
+    object.__setattr__(person, "user_key", new)
+    person.change_password(PASSWORD)
+    await vault.set_secret("after", Secret({"value": "2"}))
+    await vault.set_secret("before", Secret({"value": "3"}))
+    assert set(person.items()) == {"before", "after"}
+    assert (await fields(vault, "before"), await fields(vault, "after")) == ({"value": "3"}, {"value": "2"})
+
+
+async def test_an_old_server_that_capitalises_is_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    vault = world.connect()
+    get = vault._account.get
+
+    async def capitals(path: str) -> Any:
+        answer = await get(path)
+        return {name.capitalize(): value for name, value in answer.items()} if path.startswith("/sync") else answer
+
+    monkeypatch.setattr(vault._account, "get", capitals)
+    with pytest.raises(AccessDenied, match="update it"):
+        await vault.open()
 
 
 async def test_a_disabled_account_is_told(world: World) -> None:
@@ -315,6 +387,8 @@ async def test_a_collection_that_may_only_be_read_is_told_by_check_and_when_writ
     for name in ("db", "new"):
         with pytest.raises(AccessDenied):
             await vault.set_secret(name, Secret({"password": "2"}))
+    with pytest.raises(AccessDenied, match="may only read this item"):
+        await vault.delete_secret("db")
     findings = await vault.check([Use("", write=True)])
     assert [finding.subject for finding in findings if not finding.ok] == ["write"]
 
@@ -328,6 +402,72 @@ async def test_passwords_that_a_collection_hides_are_listed_and_not_handed_out(w
     vault = world.connect(email="bob@example.org", organization="Ops", collection="Prod")
     assert [entry.enabled async for entry in vault.list_secrets()] == [False]
     with pytest.raises(AccessDenied, match="hides its passwords"):
+        await vault.get_secret("db")
+
+
+async def test_a_password_that_is_hidden_is_not_written_blindly(world: World) -> None:
+    ops = world.ada.found("Ops")
+    prod = world.ada.add_collection(ops, "Prod")
+    item = world.ada.add_login("db", password="1", collections=[prod])
+    bob = world.server.register("bob@example.org", PASSWORD)
+    member = world.ada.invite(ops, bob, {prod.id: Access(hide_passwords=True)})
+    vault = world.connect(email="bob@example.org", organization="Ops", collection="Prod")
+    await vault.open()
+    with pytest.raises(AccessDenied, match="hides its passwords"):
+        await vault.set_secret("db", Secret({"password": "2"}))
+    assert item.writes == 1
+    member.access[prod.id] = Access()
+    world.server.state.touch([bob.account.id])
+    await vault.set_secret("db", Secret({"password": "2"}))
+    assert await fields(vault, "db") == {"password": "2"}
+
+
+async def test_an_item_whose_collections_are_not_told_is_saved_once_and_not_taken_for_gone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bitwarden's own server tells them in `/sync` and in an item's details only."""
+    ops = world.ada.found("Ops")
+    prod = world.ada.add_collection(ops, "Prod")
+    vault = world.connect(organization="Ops", collection="Prod")
+    get, send = vault._account.get, vault._account.send
+
+    async def sent(method: str, path: str, *rest: Any, **more: Any) -> Any:
+        answer = await send(method, path, *rest, **more)
+        return answer and {name: value for name, value in answer.items() if name != "collectionIds"}
+
+    async def got(path: str) -> Any:
+        answer = await get(path)
+        if path.startswith("/ciphers/") and not path.endswith("/details"):
+            del answer["collectionIds"]
+        return answer
+
+    monkeypatch.setattr(vault._account, "send", sent)
+    monkeypatch.setattr(vault._account, "get", got)
+    for value in ("1", "2"):
+        await vault.set_secret("one", Secret({"value": value}))
+        assert await fields(vault, "one") == {"value": value}
+    item = only(world.ada)
+    assert (item.writes, item.collections) == (2, {prod.id})
+    assert world.called("sync") < 3
+
+
+async def test_half_a_listing_that_leaves_out_collections_has_lost_no_secret(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ops = world.ada.found("Ops")
+    item = world.ada.add_login("db", password="1", collections=[world.ada.add_collection(ops, "Prod")])
+    vault = world.connect(organization="Ops", collection="Prod")
+    get = vault._account.get
+
+    async def half(path: str) -> Any:
+        answer = await get(path)
+        if path.startswith("/sync"):
+            answer["ciphers"][0]["collectionIds"] = None
+        return answer
+
+    monkeypatch.setattr(vault._account, "get", half)
+    assert await names(vault) == [f"unreadable item {item.id}"]
+    with pytest.raises(InvalidSecret, match="it may be one of them"):
         await vault.get_secret("db")
 
 
@@ -441,6 +581,17 @@ async def test_an_item_that_a_person_moves_away_is_made_anew(world: World) -> No
     old.collections = {test.id}
     await vault.set_secret("one", Secret({"value": "2"}))
     assert [each.collections for each in world.server.state.items.values()] == [{test.id}, {prod.id}]
+    assert await fields(vault, "one") == {"value": "2"}
+
+
+async def test_an_item_that_a_person_gives_to_an_organisation_is_made_anew(world: World) -> None:
+    prod = world.ada.add_collection(world.ada.found("Ops"), "Prod")
+    vault = world.connect()
+    await vault.set_secret("one", Secret({"value": "1"}))
+    old = only(world.ada)
+    old.account_id, old.organization_id, old.collections = None, prod.organization_id, {prod.id}
+    await vault.set_secret("one", Secret({"value": "2"}))
+    assert (old.writes, len(world.server.state.items)) == (1, 2)
     assert await fields(vault, "one") == {"value": "2"}
 
 

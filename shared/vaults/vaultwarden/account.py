@@ -28,11 +28,12 @@ import httpx
 from cryptography.exceptions import UnsupportedAlgorithm
 
 from shared import VERSION
-from shared.errors import AccessDenied, ConfigError, InvalidSecret, Unavailable, VaultError
+from shared.errors import AccessDenied, ConfigError, Conflict, InvalidSecret, Unavailable, VaultError
 from shared.vaults.vaultwarden import crypto
 from shared.vaults.vaultwarden.crypto import Kdf, KdfKind, SymmetricKey
 from shared.vaults.vaultwarden.failures import (
     TokenRefused,
+    WrongCredentials,
     breakdown,
     login_refusal,
     not_bitwarden,
@@ -49,7 +50,9 @@ _DEVICE_TYPE = "25"
 _EARLY = 60.0
 """Seconds before its end that a token is renewed."""
 _DENIED_FOR = 60.0
-"""Seconds that a refused login is not tried again: wrong passwords lock accounts and addresses out."""
+"""Seconds that a refused login is not tried again."""
+_WRONG_FOR = 3600.0
+"""The most for a wrong password or API key: the rest doubles each time, since tries lock accounts and addresses out."""
 
 
 class Call(Protocol):
@@ -80,6 +83,7 @@ class Account:
         self._session: _Session | None = None
         self._one_login = asyncio.Lock()
         self._denied: tuple[float, VaultError] | None = None
+        self._wrong = 0
         self._clock_ahead: float | None = None
 
     async def user_key(self) -> SymmetricKey:
@@ -93,9 +97,20 @@ class Account:
     async def get(self, path: str) -> Any:
         return await self._ask("GET", path)
 
-    async def send(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, answers: bool = True) -> Any:
-        """A write. Raises Conflict where the server holds a newer item; `answers`: JSON is expected back."""
-        return await self._ask(method, path, body, write=True, answers=answers)
+    async def send(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        key: SymmetricKey | None = None,
+        answers: bool = True,
+    ) -> Any:
+        """A write. `key`: the account's that the body is encrypted with; `answers`: JSON is expected back.
+
+        Raises Conflict where the server holds a newer item, or the account has another key by now.
+        """
+        return await self._ask(method, path, body, key=key, write=True, answers=answers)
 
     async def aclose(self) -> None:
         if self._client is not None:
@@ -110,17 +125,18 @@ class Account:
         path: str,
         body: Mapping[str, Any] | None = None,
         *,
+        key: SymmetricKey | None = None,
         write: bool = False,
         answers: bool = True,
     ) -> Any:
         content = None if body is None else json.dumps(body).encode()
-        session = await self._logged_in()
+        session = _opening(await self._logged_in(), key)
         try:
             return await self._once(session, method, path, content, write, answers)
         except TokenRefused:
             # Nothing was done, so even a write may be sent again.
             session = await self._logged_in(after=session)
-        return await self._once(session, method, path, content, write, answers)
+        return await self._once(_opening(session, key), method, path, content, write, answers)
 
     async def _once(
         self, session: _Session, method: str, path: str, content: bytes | None, write: bool, answers: bool
@@ -191,14 +207,16 @@ class Account:
             try:
                 session = await self._renewed() or await self._logged_in_anew()
             except AccessDenied as error:
-                self._denied = (time.monotonic() + _DENIED_FOR, copy.copy(error))
+                self._wrong = self._wrong + 1 if isinstance(error, WrongCredentials) else 0
+                rest = min(_DENIED_FOR * 2 ** max(0, self._wrong - 1), _WRONG_FOR)
+                self._denied = (time.monotonic() + rest, copy.copy(error))
                 raise
             except Unavailable as error:
                 # The same for a server that has had enough of logins: each one more makes it worse.
                 if error.retry_after:
                     self._denied = (time.monotonic() + min(error.retry_after, _DENIED_FOR), copy.copy(error))
                 raise
-            self._session, self._denied = session, None
+            self._session, self._denied, self._wrong = session, None, 0
             return session
 
     def _usable(self, after: _Session | None) -> _Session | None:
@@ -261,7 +279,7 @@ class Account:
         else:
             return self._opened(answer, user_key, None)
         if by_key and "MAC" in why:
-            raise AccessDenied(
+            raise WrongCredentials(
                 "the API key is right, but e-mail or master password are wrong: they do not open the account"
             )
         raise AccessDenied(f"the login worked, but the account's key can not be opened: {why}")
@@ -319,6 +337,13 @@ class Account:
             ends=time.monotonic() + max(lasts - _EARLY, lasts / 2),
             user_key=user_key,
         )
+
+
+def _opening(session: _Session, key: SymmetricKey | None) -> _Session:
+    """A person may have rotated the account's key, and nobody could read what is encrypted with the old one."""
+    if key is not None and session.user_key != key:
+        raise Conflict("the account's key has just been changed")
+    return session
 
 
 def item_path(item_id: str) -> str:

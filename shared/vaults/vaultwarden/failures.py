@@ -26,13 +26,20 @@ class TokenRefused(AccessDenied):
     """The access token is not, or no longer, valid."""
 
 
+class WrongCredentials(AccessDenied):
+    """The password or the API key is wrong, and stays wrong however often it is tried."""
+
+
 _PHRASES: tuple[tuple[str, type[VaultError], str], ...] = (
     ("out of date", Conflict, "somebody else has just saved this item"),
+    ("Organization mismatch", Conflict, "somebody else has just moved this item"),
     ("Invalid folder", Conflict, "its folder is not there any more"),
     ("Invalid collection", Conflict, "its collection is not there any more"),
     ("doesn't exist", SecretNotFound, "there is no such item any more"),
     ("is not owned by user", SecretNotFound, "the account does not see this item any more"),
     ("not write accessible", AccessDenied, "the account may only read this item"),
+    ("can't be deleted by user", AccessDenied, "the account may only read this item"),
+    ("do not have permission", AccessDenied, "the account may not change this item"),
     ("No rights to modify", AccessDenied, "the account may not write to this collection"),
     ("don't have permission", AccessDenied, "the account may not write to this collection"),
     (
@@ -91,9 +98,11 @@ def login_refusal(status: int, headers: httpx.Headers, content: bytes, *, by_key
     if "disabled" in lowered or "locked" in lowered:
         return AccessDenied("the account is disabled or locked: an administrator of the server can change that")
     if by_key and ("client_id" in lowered or "client_secret" in lowered or "invalid_client" in lowered):
-        return AccessDenied("the API key is wrong: look at client_id and client_secret (it changes when it is rotated)")
+        return WrongCredentials(
+            "the API key is wrong: look at client_id and client_secret (it changes when it is rotated)"
+        )
     if "username or password" in lowered or "invalid_username_or_password" in lowered or "invalid_grant" in lowered:
-        return AccessDenied("e-mail or master password are wrong")
+        return WrongCredentials("e-mail or master password are wrong")
     if status in (404, 405) or not document:
         return AccessDenied(NO_SERVER)
     return AccessDenied("the login was refused" + (f": {text}" if text else f" ({status})"))

@@ -35,9 +35,9 @@ class Places:
         """None: the item is not in this vault. Raises InvalidSecret where nobody can tell."""
         if item.get("organizationId") != self.organization_id:
             return None
-        places: Sequence[str | None] = (
-            [item.get("folderId")] if self.organization_id is None else item.get("collectionIds") or []
-        )
+        if self.organization_id is not None and item.get("collectionIds") is None:
+            raise InvalidSecret("the server has told nothing of its collections")
+        places: Sequence[str | None] = [item.get("folderId")] if self.organization_id is None else item["collectionIds"]
         if not isinstance(places, list) or not all(place is None or isinstance(place, str) for place in places):
             raise InvalidSecret("it is not shaped as an item is")
         # An item may be in several collections, and has one name all the same: the shortest.

@@ -178,7 +178,14 @@ class VaultwardenVault(Vault):
             items.check_fields(secret.fields)
             for _ in range(_TRIES):
                 copied = self._copy or await self._synced()
-                item = copied.find(name) or await self._find(name)
+                item = copied.find(name)
+                if item is None or not item.entry.enabled:
+                    item = await self._find(name)
+                if item is not None and not item.entry.enabled:
+                    # Bitwarden's own server takes such a write, and keeps the password that was there.
+                    raise AccessDenied(
+                        "the collection hides its passwords from this account, which so can not save them"
+                    )
                 saved = await (self._create(name, secret) if item is None else self._update(item, secret))
                 if saved is not None:
                     return saved.entry
@@ -257,7 +264,8 @@ class VaultwardenVault(Vault):
         """One item from the server; None: it is not in this vault any more."""
         copied = self._copy or await self._synced()
         try:
-            document = await self._account.get(item_path(item_id))
+            # Without `details`, Bitwarden's own server leaves out the collections.
+            document = await self._account.get(f"{item_path(item_id)}/details")
         except SecretNotFound:
             document = {}
         if not isinstance(document, dict):
@@ -344,7 +352,7 @@ class VaultwardenVault(Vault):
             "folderId": place if copied.places.organization_id is None else None,
         }
         if copied.places.organization_id is None:
-            sent = self._account.send("POST", "/ciphers", request)
+            sent = self._account.send("POST", "/ciphers", request, key=copied.key)
         else:
             sent = self._account.send("POST", "/ciphers/create", {"cipher": request, "collectionIds": [place]})
         try:
@@ -358,14 +366,20 @@ class VaultwardenVault(Vault):
         copied = self._copy or await self._synced()
         request = {**items.updated(item, secret.fields, utcnow()), "encryptedFor": copied.user_id}
         try:
-            document = await self._write(self._account.send("PUT", item_path(item.id), request))
+            key = copied.key if copied.places.organization_id is None else None
+            document = await self._write(self._account.send("PUT", item_path(item.id), request, key=key))
         except (Conflict, SecretNotFound):
             return None
-        if document.get("deletedDate") or (not copied.places.read_only and self._is_elsewhere(document, copied)):
+        if document.get("deletedDate") or self._is_elsewhere(document, copied):
             return None
         return self._saved(document, item.prefix, copied)
 
     def _is_elsewhere(self, document: Mapping[str, Any], copied: _Copy) -> bool:
+        # What answers a write tells the collections of an item with Vaultwarden, but not all of them to one who may only
+        # read some, and none with Bitwarden's own server.
+        told = copied.places.organization_id is None or document.get("collectionIds") is not None
+        if copied.places.read_only or not told:
+            return False
         try:
             return copied.places.prefix_of(document) is None
         except InvalidSecret:
@@ -463,7 +477,12 @@ class VaultwardenVault(Vault):
 
 
 def _check_shape(sync: Any) -> None:
-    """Raises Unavailable for an answer that a half-working proxy or another kind of server may have made up."""
+    """Raises Unavailable for an answer that a half-working proxy or another kind of server may have made up.
+
+    Raises AccessDenied for one of an old Vaultwarden, whose names begin with capital letters.
+    """
+    if isinstance(sync, dict) and "Profile" in sync and "profile" not in sync:
+        raise AccessDenied("the server speaks as Vaultwarden did until the summer of 2024: update it")
     profile = sync.get("profile") if isinstance(sync, dict) else None
     if not isinstance(profile, dict) or not isinstance(sync.get("ciphers"), list):
         raise not_bitwarden()

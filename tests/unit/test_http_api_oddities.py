@@ -192,6 +192,21 @@ async def test_an_address_that_is_not_quite_one_is_asked_for_as_one(raw: Raw) ->
     assert raw.seen[1] == "GET /s?after=a%20%C3%A9%20bX:%20y HTTP/1.1"
 
 
+@pytest.mark.parametrize(
+    ("pages", "asked"),
+    [
+        ({"type": "page", "first": 0}, ["page=0", "page=1"]),
+        ({"type": "page", "parameter": "p"}, ["p=1", "p=2"]),
+        ({"type": "offset"}, ["offset=0", "offset=1"]),
+    ],
+)
+async def test_the_first_page_is_asked_for_by_its_number(raw: Raw, pages: dict[str, Any], asked: list[str]) -> None:
+    raw.answer = lambda line: http('["a"]' if len(raw.seen) == 1 else "[]")
+    async with Opened(raw, LINKED | {"list": {"path": "/s", "name": "@", "pages": pages}}) as vault:
+        assert await names(vault) == ["a"]
+    assert raw.seen == [f"GET /s?{each} HTTP/1.1" for each in asked]
+
+
 async def test_an_empty_page_with_a_cursor_is_not_the_end(raw: Raw) -> None:
     listing = {**LIST, "name": "@", "pages": {"type": "cursor", "next": "n"}}
     answers = {
@@ -209,6 +224,16 @@ async def test_an_empty_page_with_a_cursor_is_not_the_end(raw: Raw) -> None:
     async with Opened(raw, TEXT | {"list": listing}) as vault:
         with pytest.raises(Unsupported, match="more than 2 pages"):
             await names(vault)
+
+
+async def test_no_address_of_an_answer_brings_credentials_of_its_own(raw: Raw) -> None:
+    listing = {**LINKED["list"], "items": "d", "pages": {"type": "link", "next": "n"}}
+    place = raw.url.removeprefix("http://")
+    raw.answer = lambda line: http(f'{{"d": ["a"], "n": "http://ferry:x@{place}/s?p=2"}}')
+    async with Opened(raw, {**LINKED, "list": listing}) as vault:
+        with pytest.raises(AccessDenied, match="credentials are not sent"):
+            await names(vault)
+    assert len(raw.seen) == 1
 
 
 HALF = '"\\ud800"'
@@ -366,6 +391,17 @@ async def test_a_name_can_not_take_the_place_of_another_key(raw: Raw, body_type:
             await vault.set_secret("project", Secret({"value": CANARY}))
         assert raw.seen == []
         await vault.set_secret("projects", Secret({"value": CANARY}))
+
+
+async def test_a_mapping_the_wrong_way_round_shows_no_value(raw: Raw) -> None:
+    raw.answer = lambda line: http(
+        f'{{"fields": [{{"k": "a", "v": "{CANARY}"}}, {{"k": "b", "v": "{CANARY}"}}]}}', 'ETag: "1"'
+    )
+    operations = WITH_ETAGS | {"get": WITH_ETAGS["get"] | {"fields": "fields[].{name: v, value: k}"}}
+    async with Opened(raw, operations) as vault:
+        with pytest.raises(InvalidSecret, match="two fields of one name") as caught:
+            await vault.get_secret("one")
+    assert CANARY not in everything_told_by(caught.value)
 
 
 # headers

@@ -217,6 +217,8 @@ def fields(getting: Any, body: Any, ours: Mapping[str, str], named: Sequence[str
             raise Unmapped(f"`get.fields` finds a field without a name in the answer, which is {keys_of(body)}")
         field = ours.get(key, key)
         if field in made:
-            raise InvalidSecret(f"it has two fields called {field[:100]!r}: rename one of them there")
+            # Of other names nobody knows whether a mapping the wrong way round has not made them of values.
+            called = f"called {field!r}" if field in ours.values() else "of one name"
+            raise InvalidSecret(f"it has two fields {called}: rename one of them there")
         made[field] = value
     return made

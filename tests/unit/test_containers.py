@@ -224,6 +224,9 @@ class Built:
             self.work = folder
             for each in stage.instructions:
                 self._do(each)
+        self.env |= dict(
+            word.split("=", 1) for word in image.stages[-1].last("ENV").text.split() if word.startswith("PYTHON")
+        )
         self.env |= {
             "PATH": f"{self._here(image.stages[-1].last('ENV').text.split('PATH=')[1].split(':')[0])}:{os.defpath}"
         }
@@ -246,6 +249,11 @@ class Built:
                     shutil.copy(ROOT / source, target)
         elif each.name == "RUN" and "useradd" not in each.text:
             self.run("sh", "-c", self._here(each.text))
+
+    def files(self) -> set[str]:
+        """All but what the volume holds."""
+        names = (path.relative_to(self.folder) for path in self.folder.rglob("*"))
+        return {str(name) for name in names if name.parts[0] != "state"}
 
     def run(self, *command: str) -> str:
         ended = subprocess.run(
@@ -282,6 +290,7 @@ def test_the_relay_runs_with_nothing_but_what_its_image_holds(tmp_path: Path) ->
     image = dockerfile.read(INFRA / "relay" / "Dockerfile")
     built = Built(image, tmp_path)
     entry = image.stages[-1].last("ENTRYPOINT").words
+    before = built.files()
     assert built.run(*entry, "--version").strip() == VERSION
     options = ["--listen=tcp://127.0.0.1:0", f"--spool={tmp_path}/state", "--http=127.0.0.1:0"]
     command = [*entry, *options, "--forward=http://127.0.0.1:9/audit"]
@@ -290,6 +299,8 @@ def test_the_relay_runs_with_nothing_but_what_its_image_holds(tmp_path: Path) ->
         lines_until(process, "listening on")
         ask_as_the_health_check_does(image, built, f"{url}/health")
         ends_well(process)
+    # The root file system of a container is read-only.
+    assert built.files() == before
 
 
 @pytest.mark.real
@@ -298,13 +309,15 @@ def test_serve_runs_with_nothing_but_what_its_image_holds(tmp_path: Path) -> Non
     built = Built(image, tmp_path)
     final = image.stages[-1]
     entry = final.last("ENTRYPOINT").words
-    built.work = tmp_path / "data"
+    built.work = tmp_path / "state"
+    built.work.mkdir()
     (tmp_path / "vaultferry.yaml").write_text(CONFIG, "utf-8")
     built.env |= {
         "VAULTFERRY_COMMIT": "abc1234", "VAULTFERRY_BUILD_DATE": "2026-11-22", "VAULTFERRY_API_KEY": "k" * 32,
-        "VAULTFERRY_CONFIG": f"{tmp_path}/vaultferry.yaml", "VAULTFERRY_STORE": f"sqlite:///{tmp_path}/data/state.db",
+        "VAULTFERRY_CONFIG": f"{tmp_path}/vaultferry.yaml", "VAULTFERRY_STORE": f"sqlite:///{tmp_path}/state/state.db",
         "FILE_KEY": KEY,
     }  # fmt: skip
+    before = built.files()
     assert built.run(*entry, "--version") == f"vaultferry {VERSION} (commit abc1234, built 2026-11-22)\n"
     assert "uvloop" in built.run("python", "-c", "import uvloop; print(uvloop.__name__)")
     command = [*entry, *final.last("CMD").words, "--port", "0"]
@@ -315,6 +328,8 @@ def test_serve_runs_with_nothing_but_what_its_image_holds(tmp_path: Path) -> Non
         answer = ask_as_the_health_check_does(image, built, f"http://127.0.0.1:{port}/health")
         assert (answer["version"], answer["commit"], answer["build_date"]) == (VERSION, "abc1234", "2026-11-22")
         ends_well(process)
+    # The root file system of a container is read-only.
+    assert built.files() == before
 
 
 def ask_as_the_health_check_does(image: Dockerfile, built: Built, url: str) -> Any:

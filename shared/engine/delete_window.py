@@ -6,7 +6,8 @@ counted twice after a crash makes the guard more careful, never less.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,12 +21,34 @@ from shared.plan import guard
 WINDOW = timedelta(minutes=10)
 
 
+RUN_EVERY = timedelta(seconds=30)
+"""How often a run is begun at once for deletes that are held back. The others wait for a probe, and share a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Deletes that need somebody's approval, and so a plan."""
+
+    why: str
+    first: bool
+    """Whether no run was begun for such deletes a moment ago."""
+
+
 def recent_deletes(control: Control, target_id: str, now: datetime) -> int:
     """How many deletes events have asked for in the present window: a plan counts them as its own."""
-    window = control.event_deletes.get(target_id)
-    began = from_iso(window["since"]) if window else None
-    # A window that seems to begin later than now was opened by a clock that is ahead, or ours went back.
-    return int(window["count"]) if window and began and abs(now - began) < WINDOW else 0
+    return int(_window(control, target_id, now).get("count", 0))
+
+
+def _window(control: Control, target_id: str, now: datetime) -> Mapping[str, Any]:
+    """The present window; empty: none is open."""
+    window: Mapping[str, Any] = control.event_deletes.get(target_id, {})
+    return window if _is_within(window.get("since"), now, WINDOW) else {}
+
+
+def _is_within(moment: str | None, now: datetime, length: timedelta) -> bool:
+    # What seems to begin later than now was noted by a clock that is ahead, or ours went back.
+    began = from_iso(moment)
+    return began is not None and abs(now - began) < length
 
 
 async def owned_by(store: Store, sync_id: str, target_id: str) -> int:
@@ -41,23 +64,29 @@ class DeleteWindow:
         self._store = installation.store
         self._clock = installation.clock
 
-    async def reserve(self, sync: Sync, target_id: str, number: int) -> str | None:
+    async def reserve(self, sync: Sync, target_id: str, number: int) -> Held | None:
         """Count deletes that are about to happen; or why they need somebody's approval, and are not counted."""
         for _ in range(ATTEMPTS_TO_SAVE):
             now = self._clock()
             control = await self._store.get_control(sync.id)
-            recent = recent_deletes(control, target_id, now)
-            window: dict[str, Any] = dict(control.event_deletes.get(target_id, {})) if recent else {"since": iso(now)}
-            window["count"] = recent + number
-            if recent + number > sync.delete.min_count:
+            window: dict[str, Any] = {"since": iso(now), "count": 0, **_window(control, target_id, now)}
+            number_then = window["count"] + number
+            held = None
+            if number_then > sync.delete.min_count:
                 # Counted once a window, for it costs a look at every row.
                 if "owned" not in window:
-                    window["owned"] = recent + await owned_by(self._store, sync.id, target_id)
-                why = guard(sync.delete, window["owned"], recent + number)
+                    window["owned"] = window["count"] + await owned_by(self._store, sync.id, target_id)
+                why = guard(sync.delete, window["owned"], number_then)
                 if why is not None:
-                    return why
+                    held = Held(why, first=not _is_within(window.get("asked"), now, RUN_EVERY))
+            if held is None:
+                window["count"] = number_then
+            elif held.first:
+                window["asked"] = iso(now)
+            else:
+                return held
             # Windows that are over go: a target that was renamed leaves nothing behind.
-            windows = {key: kept for key, kept in control.event_deletes.items() if recent_deletes(control, key, now)}
+            windows = {key: kept for key, kept in control.event_deletes.items() if _window(control, key, now)}
             if await self._store.save_control(replace(control, event_deletes={**windows, target_id: window})):
-                return None
+                return held
         raise StoreError(f"sync {sync.id!r} could not be saved: its record keeps changing")

@@ -52,6 +52,8 @@ class _Came(Results):
     """For how many seconds somebody else has been at a path."""
     plan: str | None = None
     """Why a run must look at the whole sync."""
+    held: str | None = None
+    """Why one must, soon after the one that was begun a moment ago."""
 
 
 _Todo: TypeAlias = tuple[ObjectState, tuple[Part, ...]]
@@ -101,6 +103,10 @@ class EventWriter:
         if came.plan is not None:
             log.warning("left to a run: %s", came.plan, extra=extra)
             await self._runs.rerun(sync.id)
+        elif came.held is not None:
+            log.info("left to the next run: %s", came.held, extra=extra)
+            await self._runs.recover(sync.id)
+            await self._prober.schedule(job.vault)
         await self._requeue(job, sync, hints, came)
         if came.down:
             await self._prober.schedule(job.vault)
@@ -250,9 +256,12 @@ class EventWriter:
     async def _delete(self, work: PathWork, delete: Sequence[_Todo], came: _Came) -> None:
         if not delete:
             return
-        why = await self._window.reserve(work.sync, work.target.id, len(delete))
-        if why is not None:
-            came.plan = why
+        held = await self._window.reserve(work.sync, work.target.id, len(delete))
+        if held is not None:
+            if held.first:
+                came.plan = held.why
+            else:
+                came.held = held.why
             return
 
         async def one(each: Claimed) -> Settled | Later:

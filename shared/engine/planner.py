@@ -109,9 +109,11 @@ class Planner:
         else:
             run = await self._store.get_run(job.run)
             if error.transient and run is not None and not run.dry_run:
+                if run.paths is None:
+                    await self._runs.recover(sync.id)
                 # The queues are those of written vaults: any of them does for a probe, which asks the source as well.
                 await self._prober.schedule(sync.targets[0].vault)
-            await self._runs.fail(job.run, str(error), make_up=error.transient)
+            await self._runs.fail(job.run, str(error))
 
     # one planning -------------------------------------------------------------------------------------------------
 

@@ -46,7 +46,8 @@ class Prober:
         """Ask the vault; if it answers, replay what failed on it for the time being. If not, ask again later."""
         ready: list[Sync] = []
         silent = False
-        for sync in [sync for sync in self._in.syncs.values() if await self._waits(sync, job.vault)]:
+        waiting = [sync for sync in self._in.syncs.values() if await self._waits(sync, job.vault)]
+        for sync in waiting:
             try:
                 await self._ask(sync, job.vault)
                 ready.append(sync)
@@ -60,7 +61,9 @@ class Prober:
         if not silent:
             # Given back first: what is replayed may fail again, and that asks for a new probe.
             await self._in.store.release_lease(_lease(job.vault), job.holder)
-        passed = False
+        # Whoever asked for a probe while this one looked was told that one is on its way.
+        others = [sync for sync in self._in.syncs.values() if sync not in waiting]
+        passed = not silent and any([await self._waits(sync, job.vault) for sync in others])
         for sync in ready:
             if (await self._in.store.get_control(sync.id)).again:
                 log.info("%s answers again: a run makes up for what was missed", job.vault, extra={"sync": sync.id})

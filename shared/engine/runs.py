@@ -21,7 +21,7 @@ COUNTS = ("written", "unchanged", "deleted", "failed", "conflicts", "drifted")
 ATTEMPTS_TO_SAVE = 20
 """How often a conditional save is tried anew before the job is given back: each loss means that somebody else won."""
 RECOVERY = "recovery"
-"""The trigger of a run that makes up for one whose source did not answer. A probe begins it, not that one's end."""
+"""The trigger of a run that makes up for what an earlier one did not see. A probe begins it, not that one's end."""
 LOST_PLAN = timedelta(seconds=30)
 """A run that is still queued after this long may have lost its plan job between two steps: it is sent again."""
 
@@ -133,10 +133,11 @@ class Runs:
                 return
         raise StoreError(f"sync {sync_id!r} could not be noted for another run: its record keeps changing")
 
-    async def _note(self, sync_id: str, trigger: str) -> None:
+    async def recover(self, sync_id: str) -> None:
+        """See to it that a full run begins after this moment, though not at once: a probe, sent after this, begins it."""
         for _ in range(ATTEMPTS_TO_SAVE):
             control = await self._store.get_control(sync_id)
-            if control.again or await self._store.save_control(replace(control, again=trigger)):
+            if control.again or await self._store.save_control(replace(control, again=RECOVERY)):
                 return
         raise StoreError(f"sync {sync_id!r} could not be noted for another run: its record keeps changing")
 
@@ -198,15 +199,12 @@ class Runs:
                 return saved
         raise StoreError(f"run {run_id} could not be closed: its record keeps changing")
 
-    async def fail(self, run_id: str, error: str, *, make_up: bool = False) -> None:
+    async def fail(self, run_id: str, error: str) -> None:
         """End a run that can not go on: its source can not be listed, its job came back too often.
 
-        What it has sent is on its way all the same: such a run ends, and is counted, when that is in. `make_up`: another
-        one must do what it did not, once a probe finds that its vaults answer.
+        What it has sent is on its way all the same: such a run ends, and is counted, when that is in.
         """
         run = await self._store.get_run(run_id)
-        if make_up and run is not None and run.status.active and not run.dry_run and run.paths is None:
-            await self._note(run.sync_id, RECOVERY)
         chunks = await self._store.list_chunks(run_id)
         if run is None or run.status is not RunStatus.PLANNING or not chunks:
             await self._close(run_id, RunStatus.FAILED, error)

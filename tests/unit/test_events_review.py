@@ -243,3 +243,58 @@ async def test_an_event_whose_vault_is_configured_wrongly_says_so(
         assert (await state(w, "a")).error == "target: its ca_bundle can not be read"
         await told(w, "a")
         assert target.values() == {"a": {"value": "1"}}
+
+
+# --- many deletes -----------------------------------------------------------------------------------------------------
+
+
+async def test_deletes_that_are_held_back_one_by_one_share_a_run_and_a_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from shared.engine import delete_window
+
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    counted = 0
+    whole = delete_window.owned_by
+
+    async def owned_by(*args: str) -> int:
+        nonlocal counted
+        counted += 1
+        return await whole(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(delete_window, "owned_by", owned_by)
+    async with world(tmp_path, [source, target], one_way(delete=PROPAGATE)) as w:
+        for number in range(40):
+            source.put(f"p{number:02d}", "1")
+        await w.sync()
+        for number in range(10):
+            source.remove(f"p{number:02d}")
+        await told(w, *(f"p{number:02d}" for number in range(10)))
+        assert len(target.values()) == 30
+        for number in range(10, 30):
+            source.remove(f"p{number:02d}")
+            await told(w, f"p{number:02d}")
+        # One by hand, and one at once for the first that was held back.
+        assert len(await runs(w)) == 2
+        assert counted == 1
+        assert await probed(w) == 1
+        blocked = (await runs(w))[0]
+        assert len(await runs(w)) == 3
+        assert "30 of the 40" in (blocked.error or "")
+        assert await probed(w) == 0
+        await w.engine.runs.approve(blocked.run_id)
+        await w.drain()
+        assert target.values() == source.values()
+
+
+async def test_a_run_that_was_put_off_is_begun_by_the_next_event_too(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        source.put("a", "1")
+        await w.engine.runs.recover("s")
+        await w.engine.runs.replay("s", "b")
+        await w.drain()
+        assert [run.trigger for run in await runs(w)] == ["replay"]
+        await w.engine.events.rerun("s")
+        await w.drain()
+        assert target.values() == {"a": {"value": "1"}}

@@ -20,8 +20,9 @@ from shared.errors import AccessDenied, ConfigError, InvalidSecret, SecretNotFou
 from shared.model import Secret
 from shared.pacing import Pacer
 from shared.vault import Vault
-from shared.vaults.http_api import Settings, connect, failures
+from shared.vaults.http_api import Settings, answers, connect, failures
 from shared.vaults.http_api.pages import next_link
+from shared.vaults.http_api.settings import Getting
 from tests.contract.vaults.harness import everything_told_by
 
 CANARY = "canary-3b91-do-not-show"
@@ -209,12 +210,12 @@ async def test_the_first_page_is_asked_for_by_its_number(raw: Raw, pages: dict[s
 
 async def test_an_empty_page_with_a_cursor_is_not_the_end(raw: Raw) -> None:
     listing = {**LIST, "name": "@", "pages": {"type": "cursor", "next": "n"}}
-    answers = {
+    told = {
         "GET /s HTTP/1.1": '{"d": [], "n": 1}',
         "GET /s?cursor=1 HTTP/1.1": '{"d": [], "n": 2}',
         "GET /s?cursor=2 HTTP/1.1": '{"d": ["a"]}',
     }
-    raw.answer = lambda line: http(answers[line])
+    raw.answer = lambda line: http(told[line])
     async with Opened(raw, TEXT | {"list": listing}) as vault:
         assert await names(vault) == ["a"]
     listing["pages"]["max_pages"] = 3
@@ -271,6 +272,48 @@ async def test_a_version_may_be_any_number(raw: Raw) -> None:
         assert [entry.version async for entry in vault.list_secrets()] == ["1.5", "0", None]
 
 
+@pytest.mark.parametrize("found", ["https://api.example/secrets/", "https://api.example/keys/db"])
+async def test_a_name_that_its_pattern_does_not_find_is_no_name(raw: Raw, found: str) -> None:
+    raw.answer = lambda line: http(f'{{"d": [{{"name": "{found}"}}]}}')
+    async with Opened(raw, TEXT | {"list": LIST | {"name_pattern": "/secrets/([^/]*)$"}}) as vault:
+        with pytest.raises(Unsupported, match=r"`list\.name_pattern` finds nothing"):
+            await names(vault)
+
+
+@pytest.mark.parametrize("name", ["true", "null", '""', "1.5", "[]", "{}"])
+async def test_what_is_neither_text_nor_whole_number_is_no_name(raw: Raw, name: str) -> None:
+    raw.answer = lambda line: http(f'{{"d": [{{"name": {name}}}]}}')
+    async with Opened(raw, TEXT) as vault:
+        with pytest.raises(Unsupported, match=r"`list\.name` finds no name"):
+            await names(vault)
+
+
+@pytest.mark.parametrize(
+    ("told", "moment"),
+    [
+        ("2024-03-01T12:00:00", datetime(2024, 3, 1, 12, tzinfo=UTC)),
+        ("2024-03-01T12:00:00+02:00", datetime(2024, 3, 1, 10, tzinfo=UTC)),
+        (1_709_287_200, datetime(2024, 3, 1, 10, tzinfo=UTC)),
+        (1_709_287_200_000, datetime(2024, 3, 1, 10, tzinfo=UTC)),
+        ("0001-01-01T00:00:00+14:00", None),
+        (1e300, None),
+        ("yesterday", None),
+        (True, None),
+    ],
+)
+def test_a_time_is_one_of_utc_or_none(told: Any, moment: datetime | None) -> None:
+    found = answers.moment(told)
+    assert found == moment
+    assert found is None or found.tzinfo is UTC
+
+
+@pytest.mark.parametrize("kind", ["text/plain\nX: y", "no media type", "", 7])
+def test_what_is_no_media_type_is_no_content_type(kind: Any) -> None:
+    getting = Getting(path="/{name}", value="value", content_type="kind")
+    assert answers.one_text(getting, {"value": "x", "kind": kind}) == ("x", None)
+    assert answers.one_text(getting, {"value": "x", "kind": "text/plain"}) == ("x", "text/plain")
+
+
 # ids
 
 
@@ -279,12 +322,12 @@ async def test_an_id_in_a_folder_is_found_without_a_listing_before(raw: Raw) -> 
         "list": {"path": "/list/{prefix|path}", "items": "d", "name": "name", "id": "id", "tree": True},
         "get": {"path": "/s/{id}", "value": "value"},
     }
-    answers = {
+    told = {
         "GET /list/ HTTP/1.1": '{"d": [{"name": "shop/", "id": 0}]}',
         "GET /list/shop/ HTTP/1.1": '{"d": [{"name": "db", "id": 7}]}',
         "GET /s/7 HTTP/1.1": '{"value": "x"}',
     }
-    raw.answer = lambda line: http(answers[line])
+    raw.answer = lambda line: http(told[line])
     async with Opened(raw, operations) as vault:
         assert (await vault.get_secret("shop/db")).fields == {"value": "x"}
         with pytest.raises(SecretNotFound):
@@ -314,11 +357,11 @@ async def test_a_search_may_ask_for_folder_and_base(raw: Raw) -> None:
         "find": LIST | {"path": "/find/{folder}", "query": {"called": "{base}"}, "folder": "within", "id": "id"},
         "get": {"path": "/s/{id}", "value": "value"},
     }
-    answers = {
+    told = {
         "GET /find/shop?called=db HTTP/1.1": '{"d": [{"name": "db", "within": "shop", "id": 7}]}',
         "GET /s/7 HTTP/1.1": '{"value": "x"}',
     }
-    raw.answer = lambda line: http(answers[line])
+    raw.answer = lambda line: http(told[line])
     async with Opened(raw, operations) as vault:
         assert (await vault.get_secret("shop/db")).fields == {"value": "x"}
 

@@ -345,6 +345,23 @@ def test_what_is_marked_as_json_and_is_none_is_an_error() -> None:
         assert caught.value.__context__ is None
 
 
+def test_the_numbers_of_kinds_are_those_of_the_api() -> None:
+    assert (items.TEXT, items.HIDDEN, items.BOOLEAN, items.LINKED) == (0, 1, 2, 3)
+    assert (items.LOGIN, items.NOTE, items.SSH_KEY) == (1, 2, 5)
+
+
+@pytest.mark.parametrize("value", [float("nan"), {"deep": [float("inf")]}, b"bytes"])
+def test_what_is_not_json_is_refused_before_anything_is_sent(value: Any) -> None:
+    with pytest.raises(InvalidSecret):
+        items.check_fields({"x": value})
+
+
+@pytest.mark.parametrize("fields", [{"a\ud800": "x"}, {"x": "a\ud800"}], ids=["name", "value"])
+def test_half_a_character_is_refused_before_anything_is_sent(fields: dict[str, str]) -> None:
+    with pytest.raises(InvalidSecret, match="half a character"):
+        items.check_fields(fields)
+
+
 def test_a_field_can_not_take_the_name_of_our_own_notes() -> None:
     with pytest.raises(InvalidSecret, match="places"):
         items.check_fields({items.PLACES: "x"})

@@ -403,6 +403,8 @@ async def test_passwords_that_a_collection_hides_are_listed_and_not_handed_out(w
     assert [entry.enabled async for entry in vault.list_secrets()] == [False]
     with pytest.raises(AccessDenied, match="hides its passwords"):
         await vault.get_secret("db")
+    (finding,) = [finding for finding in await vault.check([Use("")]) if not finding.ok]
+    assert (finding.subject, finding.detail) == ("passwords", "those of 1 items are hidden from the account")
 
 
 async def test_a_password_that_is_hidden_is_not_written_blindly(world: World) -> None:

@@ -461,6 +461,12 @@ class VaultwardenVault(Vault):
     def _doubts(self, copied: _Copy) -> Iterator[Finding]:
         for item_id, why in sorted(copied.unreadable.items())[:20]:
             yield Finding(f"item {item_id}", ok=False, detail=why, hint="save it anew or delete it in the web vault")
+        hidden = sum(not item.entry.enabled for item in copied.items.values())
+        if hidden:
+            hint = "give the account the collection without hidden passwords"
+            yield Finding(
+                "passwords", ok=False, detail=f"those of {hidden} items are hidden from the account", hint=hint
+            )
         for name, ids in sorted(copied.names.items()):
             if len(ids) > 1:
                 several = f"{len(ids)} items have this name: {', '.join(sorted(ids))}"

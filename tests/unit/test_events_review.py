@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -298,3 +299,121 @@ async def test_a_run_that_was_put_off_is_begun_by_the_next_event_too(tmp_path: P
         await w.engine.events.rerun("s")
         await w.drain()
         assert target.values() == {"a": {"value": "1"}}
+
+
+# --- in mid-flight ----------------------------------------------------------------------------------------------------
+
+
+async def test_what_waited_in_a_queue_while_its_sync_was_paused_is_caught_up_when_it_is_resumed(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        source.put("a", "1")
+        await w.engine.events.take(seen("a"))
+        await w.engine.runs.pause("s", True)
+        await w.drain()
+        await w.engine.runs.pause("s", False)
+        await w.drain()
+        assert target.values() == {"a": {"value": "1"}}
+
+
+async def test_a_claim_that_has_run_out_keeps_nobody_away(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        source.put("a", "1")
+        await w.engine.events.take(seen("a"))
+        body = w.queues.messages.pop()[1]
+
+        async def hook(vault: str, operation: str, name: str) -> None:
+            raise asyncio.CancelledError
+
+        target.hook = hook
+        with pytest.raises(asyncio.CancelledError):
+            await w.engine.handle(body)
+        target.hook = None
+        await w.engine.handle(body)
+        ((_, again, _),) = w.queues.messages
+        assert target.values() == {}
+        w.clock.advance(minutes=6)
+        w.queues.messages.clear()
+        await w.engine.handle(again)
+        assert w.queues.messages == []
+        assert target.values() == {"a": {"value": "1"}}
+
+
+async def test_a_source_that_fails_again_and_again_is_not_asked_for_the_rest_of_a_job(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        names = [f"p{number:03d}" for number in range(200)]
+        for name in names:
+            source.put(name, "1")
+        await w.engine.events.take(seen(*names))
+        source.faults.always = Unavailable("down", vault="source")
+        source.calls.clear()
+        await w.engine.handle(w.queues.messages.pop()[1])
+        tried = source.calls["get"]
+        source.faults.always = None
+        await w.drain()
+        assert target.values() == source.values()
+        # One batch of 64, and its quick tries.
+        assert tried <= 64 * 4
+
+
+async def test_a_secret_that_is_told_with_a_version_and_not_there_is_asked_for_again_before_it_is_deleted(
+    tmp_path: Path,
+) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way(delete=PROPAGATE)) as w:
+        source.put("a", "1")
+        await told(w, "a")
+        source.remove("a")
+        await w.engine.events.take(seen(("a", 2)))
+        await w.engine.handle(w.queues.messages.pop()[1])
+        assert target.values() == {"a": {"value": "1"}}
+        assert [job.attempt for job in event_jobs(w)] == [1]
+        await w.drain()
+        assert target.values() == {}
+        source.calls.clear()
+        await told(w, "never")
+        assert source.calls["get"] == 1
+
+
+async def test_deletes_that_are_not_propagated_count_for_nothing(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        names = [f"p{number:02d}" for number in range(20)]
+        for name in names:
+            source.put(name, "1")
+        await told(w, *names)
+        for name in names:
+            source.remove(name)
+        await told(w, *names)
+        assert len(target.values()) == 20
+        assert await runs(w) == []
+        assert (await w.store.get_control("s")).event_deletes == {}
+        for name in names:
+            source.put(name, "2")
+        await told(w, *names)
+        assert target.values() == source.values()
+
+
+async def test_what_stays_busy_is_looked_at_less_and_less_often(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        source.put("a", "1")
+        await w.engine.events.take(seen("a"))
+        body = w.queues.messages.pop()[1]
+
+        async def hook(vault: str, operation: str, name: str) -> None:
+            raise asyncio.CancelledError
+
+        target.hook = hook
+        with pytest.raises(asyncio.CancelledError):
+            await w.engine.handle(body)
+        delays = []
+        for _ in range(4):
+            w.clock.advance(seconds=2)
+            await w.engine.handle(body)
+            delays.append(w.queues.messages.pop()[2])
+        assert delays == sorted(delays)
+        assert 2 <= delays[0] < 3
+        assert delays[-1] == 5

@@ -297,6 +297,7 @@ async def test_what_is_neither_text_nor_whole_number_is_no_name(raw: Raw, name: 
         (1_709_287_200_000, datetime(2024, 3, 1, 10, tzinfo=UTC)),
         ("0001-01-01T00:00:00+14:00", None),
         (1e300, None),
+        (10**400, None),
         ("yesterday", None),
         (True, None),
     ],
@@ -402,6 +403,25 @@ async def test_a_field_that_would_come_back_under_another_name_is_refused(
         with pytest.raises(InvalidSecret, match=told):
             await vault.set_secret("one", Secret(fields))
     assert raw.seen == []
+
+
+@pytest.mark.parametrize("found", ["", [], {}, False, None])
+def test_what_is_empty_says_nothing(found: Any) -> None:
+    assert not answers.truthy("x", {"x": found})
+    assert answers.truthy("x", {"x": 0})
+
+
+@pytest.mark.parametrize(("value", "taken"), [(2**53, True), (-(2**53), True), (2**53 + 1, False), ("x" * 93, False)])
+async def test_what_is_too_large_is_refused_and_nothing_smaller(raw: Raw, value: Any, taken: bool) -> None:
+    raw.answer = lambda line: http("{}")
+    async with Opened(raw, WITH_ETAGS, max_bytes=len('{"v":""}') + 92) as vault:
+        await vault.set_secret("one", Secret({"v": "x" * 92}))
+        if taken:
+            await vault.set_secret("two", Secret({"v": value}))
+        else:
+            with pytest.raises(InvalidSecret):
+                await vault.set_secret("two", Secret({"v": value}))
+    assert len(raw.seen) == 1 + taken
 
 
 async def test_two_fields_may_change_names(raw: Raw) -> None:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import re
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from shared import jobs
+from shared.engine import delete_window, shared_reads
 from shared.engine.path_work import PathWork
+from shared.engine.shared_reads import SharedReads
 from shared.errors import AccessDenied, ConfigError, Unavailable
-from shared.model import ObjectStatus, OnExisting, RetryPolicy, RunStatus, Source
+from shared.model import ObjectStatus, OnExisting, RetryPolicy, RunStatus, Secret, Source
 from shared.notices import GapNotice
 from shared.vault import NameRule, Vault
 from tests.memory_vault import MemoryVault
 from tests.unit.test_events import KV2, PROPAGATE, event_jobs, runs, seen, state, told
-from tests.world import World, one_way, world
+from tests.world import Clock, World, one_way, world
 
 NARROW = replace(KV2, names=NameRule(re.compile("[a-z-]")))
 
@@ -252,8 +255,6 @@ async def test_an_event_whose_vault_is_configured_wrongly_says_so(
 async def test_deletes_that_are_held_back_one_by_one_share_a_run_and_a_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from shared.engine import delete_window
-
     source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
     counted = 0
     whole = delete_window.owned_by
@@ -417,3 +418,49 @@ async def test_what_stays_busy_is_looked_at_less_and_less_often(tmp_path: Path) 
         assert delays == sorted(delays)
         assert 2 <= delays[0] < 3
         assert delays[-1] == 5
+
+
+# --- shared reads -----------------------------------------------------------------------------------------------------
+
+
+async def reads_of_two(w_clock: Clock, *, settled_before: float) -> int:
+    """How often a source is read for two targets, the second of which was settled so many seconds before the first read."""
+    reads = SharedReads(w_clock)
+    fetched = 0
+
+    async def fetch() -> Secret:
+        nonlocal fetched
+        fetched += 1
+        return Secret({"value": "1"})
+
+    told = reads.tell()
+    settled = w_clock() - timedelta(seconds=settled_before)
+    await reads.read(("s", "a"), fetch, told=told, settled_at=None, others=1)
+    await reads.read(("s", "a"), fetch, told=told, settled_at=settled, others=1)
+    return fetched
+
+
+async def test_a_read_is_not_shared_with_a_target_that_was_settled_by_a_clock_that_may_be_off() -> None:
+    assert await reads_of_two(Clock(), settled_before=shared_reads.SKEW.total_seconds() - 1) == 2
+    assert await reads_of_two(Clock(), settled_before=shared_reads.SKEW.total_seconds() + 1) == 1
+
+
+async def test_a_read_is_shared_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_reads, "KEPT", -1.0)
+    assert await reads_of_two(Clock(), settled_before=1000) == 2
+
+
+async def test_what_was_only_found_in_a_target_is_forgotten_without_being_counted(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way(delete=PROPAGATE)) as w:
+        names = [f"p{number:02d}" for number in range(20)]
+        for name in names:
+            source.put(name, "1")
+            target.put(name, "1")
+        await told(w, *names)
+        for name in names:
+            source.remove(name)
+        await told(w, *names)
+        assert len(target.values()) == 20
+        assert await runs(w) == []
+        assert (await w.store.get_control("s")).event_deletes == {}

@@ -21,7 +21,7 @@ COUNTS = ("written", "unchanged", "deleted", "failed", "conflicts", "drifted")
 ATTEMPTS_TO_SAVE = 20
 """How often a conditional save is tried anew before the job is given back: each loss means that somebody else won."""
 RECOVERY = "recovery"
-"""The trigger of a run that makes up for what an earlier one did not see. A probe begins it, not that one's end."""
+"""Noted for a run that makes up for what an earlier one did not see. A probe begins it, not that one's end."""
 LOST_PLAN = timedelta(seconds=30)
 """A run that is still queued after this long may have lost its plan job between two steps: it is sent again."""
 
@@ -158,7 +158,7 @@ class Runs:
         if not control.again or control.paused or (after_run and control.again == RECOVERY):
             return
         try:
-            await self.start(sync_id, trigger=control.again)
+            await self.start(sync_id, trigger="event" if control.again == RECOVERY else control.again)
         except Refused as refused:
             # Paused this very moment: begun when it is resumed.
             log.info("the run is begun later: %s", refused, extra={"sync": sync_id})

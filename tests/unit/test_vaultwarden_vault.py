@@ -18,6 +18,7 @@ from shared.model import Secret
 from shared.pacing import Pacer
 from shared.vault import Use
 from shared.vaults.vaultwarden import Settings, account, connect, crypto
+from shared.vaults.vaultwarden import vault as vault_module
 from shared.vaults.vaultwarden.crypto import SymmetricKey
 from shared.vaults.vaultwarden.vault import VaultwardenVault
 from tests.contract.vaults.harness import everything_told_by
@@ -617,6 +618,23 @@ async def test_what_a_person_saved_meanwhile_is_looked_at_before_it_is_saved_ove
     world.server.clock.advance(60)
     notes = crypto.encrypt("by hand", crypto.unwrap(item.body["key"], world.ada.user_key))
     item.body, item.updated = {**item.body, "notes": notes}, world.server.clock()
+    await vault.set_secret("one", Secret({"password": "2"}))
+    assert world.ada.read(item)["notes"] == "by hand"
+    assert await fields(vault, "one") == {"password": "2"}
+
+
+async def test_what_a_person_saved_just_after_us_is_not_lost_hours_later(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server compares dates with a second's grace, so it does not refuse this one."""
+    monkeypatch.setattr(vault_module, "_SEEN_FOR", 0.0)
+    vault = world.connect()
+    await vault.set_secret("one", Secret({"password": "1"}))
+    item = only(world.ada)
+    world.server.clock.freeze()
+    notes = crypto.encrypt("by hand", crypto.unwrap(item.body["key"], world.ada.user_key))
+    item.body, item.updated = {**item.body, "notes": notes}, world.server.clock()
+    world.server.clock.advance(3600)
     await vault.set_secret("one", Secret({"password": "2"}))
     assert world.ada.read(item)["notes"] == "by hand"
     assert await fields(vault, "one") == {"password": "2"}

@@ -48,6 +48,9 @@ _SETTLED_AFTER = 2.0
 """Seconds: servers on MySQL keep dates in whole seconds, so that a younger date may be that of two changes."""
 _ABSENT_FOR = 2.0
 """Seconds that a copy which only our own writes have outdated is believed about what is not in it."""
+_SEEN_FOR = 2.0
+"""Seconds that an item is saved over without another look. The server refuses to save over what somebody saved since we
+looked, but not within about a second of what we know, however long ago that was."""
 _TRIES = 3
 """How often an item is saved that somebody else keeps saving."""
 _UNREADABLE = re.compile(r"(?:.*/)?unreadable item ([^/]+)", re.DOTALL)
@@ -66,6 +69,8 @@ class _Copy:
     key: SymmetricKey = field(repr=False)
     """That opens the items, or their own keys: the account's or the organisation's."""
     items: dict[str, Item] = field(default_factory=dict, repr=False)
+    seen: dict[str, float] = field(default_factory=dict, repr=False)
+    """When each item was as it is here, in the event loop's seconds."""
     names: dict[str, set[str]] = field(default_factory=dict, repr=False)
     """Ids by name: more than one where people gave the same name twice."""
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -79,9 +84,9 @@ class _Copy:
         """Whether what it does not have may be taken for absent, without a sync for each secret that we make."""
         return self.ours and not self.doubtful and now - self.began < _ABSENT_FOR
 
-    def put(self, item: Item) -> None:
+    def put(self, item: Item, seen: float) -> None:
         self.drop(item.id)
-        self.items[item.id] = item
+        self.items[item.id], self.seen[item.id] = item, seen
         self.names.setdefault(item.name, set()).add(item.id)
 
     def drop(self, item_id: str) -> None:
@@ -179,7 +184,8 @@ class VaultwardenVault(Vault):
             for _ in range(_TRIES):
                 copied = self._copy or await self._synced()
                 item = copied.find(name)
-                if item is None or not item.entry.enabled:
+                seen = copied.seen[item.id] if item is not None and item.entry.enabled else float("-inf")
+                if asyncio.get_running_loop().time() - seen >= _SEEN_FOR:
                     item = await self._find(name)
                 if item is not None and not item.entry.enabled:
                     # Bitwarden's own server takes such a write, and keeps the password that was there.
@@ -263,6 +269,7 @@ class VaultwardenVault(Vault):
     async def _fetch(self, item_id: str) -> Item | None:
         """One item from the server; None: it is not in this vault any more."""
         copied = self._copy or await self._synced()
+        asked = asyncio.get_running_loop().time()
         try:
             # Without `details`, Bitwarden's own server leaves out the collections.
             document = await self._account.get(f"{item_path(item_id)}/details")
@@ -274,7 +281,7 @@ class VaultwardenVault(Vault):
             copied.drop(item_id)
             return None
         item = items.opened(_lean(document), prefix, copied.key)
-        copied.put(item)
+        copied.put(item, asked)
         return item
 
     async def _sync(self) -> _Copy:
@@ -292,8 +299,8 @@ class VaultwardenVault(Vault):
         # What we wrote while the sync was under way may not be in it.
         self._written = {each: written for each, written in self._written.items() if written[0] >= began}
         self._copy = copied
-        for item_id, (_, item) in self._written.items():
-            self._apply(item_id, item)
+        for item_id, (written, item) in self._written.items():
+            self._apply(item_id, item, written)
         return copied
 
     def _empty_copy(
@@ -333,9 +340,9 @@ class VaultwardenVault(Vault):
                 known = earlier.items.get(document["id"]) if earlier is not None else None
                 same = known is not None and known.document == document and known.prefix == prefix
                 if known is not None and same and earlier is not None and earlier.key == copied.key:
-                    copied.put(known)
+                    copied.put(known, copied.began)
                 else:
-                    copied.put(items.opened(document, prefix, copied.key))
+                    copied.put(items.opened(document, prefix, copied.key), copied.began)
             except InvalidSecret as error:
                 copied.unreadable[document["id"]] = error.message
 
@@ -408,16 +415,17 @@ class VaultwardenVault(Vault):
         return item
 
     def _remember(self, item_id: str, item: Item | None) -> None:
-        self._written[item_id] = (asyncio.get_running_loop().time(), item)
-        self._apply(item_id, item)
+        written = asyncio.get_running_loop().time()
+        self._written[item_id] = (written, item)
+        self._apply(item_id, item, written)
 
-    def _apply(self, item_id: str, item: Item | None) -> None:
+    def _apply(self, item_id: str, item: Item | None, written: float) -> None:
         if self._copy is None:
             return
         if item is None:
             self._copy.drop(item_id)
         else:
-            self._copy.put(item)
+            self._copy.put(item, written)
         # Whether it was only us who moved the date, nobody can say.
         self._copy.revision, self._copy.ours = None, True
 

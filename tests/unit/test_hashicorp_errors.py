@@ -7,6 +7,8 @@ import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,6 +17,9 @@ import hvac.exceptions
 import pytest
 from aiohttp import web
 from aiohttp.client_reqrep import ConnectionKey
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from shared.errors import (
     AccessDenied,
@@ -28,6 +33,7 @@ from shared.errors import (
 )
 from shared.model import Secret
 from shared.vaults.hashicorp import Settings
+from shared.vaults.hashicorp.adapter import tls_context
 from shared.vaults.hashicorp.failures import (
     BREAKDOWNS,
     HVAC_ERRORS,
@@ -354,3 +360,27 @@ async def test_names_arrive_as_they_were_sent() -> None:
         "%C3%BC",
     ]
     assert all(path.startswith("/behind/a%20proxy/v1/") for path in paths)
+
+
+def test_an_encrypted_client_key_is_refused_and_nobody_is_asked_for_its_password(tmp_path: Path) -> None:
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "ferry")])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = builder.serial_number(1).not_valid_before(now).not_valid_after(now + timedelta(days=1))
+    lock = serialization.BestAvailableEncryption(b"a password")
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, lock)
+    for file, content in (
+        ("cert.pem", builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)),
+        ("key.pem", private),
+    ):
+        tmp_path.joinpath(file).write_bytes(content)
+    settings = Settings(
+        kind="hashicorp",
+        address="https://127.0.0.1:1",
+        client_cert=str(tmp_path / "cert.pem"),
+        client_key=str(tmp_path / "key.pem"),
+        auth={"method": "token", "token": "t"},
+    )
+    with pytest.raises(AccessDenied, match="client_cert or client_key"):
+        tls_context(settings, "hub")

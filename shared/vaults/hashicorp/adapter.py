@@ -196,7 +196,8 @@ def tls_context(settings: Settings, vault_id: str) -> ssl.SSLContext:
         context = ssl.create_default_context(cafile=settings.ca_bundle)
         if settings.client_cert:
             setting = "client_cert or client_key"
-            context.load_cert_chain(settings.client_cert, settings.client_key)
+            # Without a password OpenSSL would ask for one, on the terminal, and wait.
+            context.load_cert_chain(settings.client_cert, settings.client_key, password="")
     except (OSError, ValueError) as error:
         reason = error.strerror or type(error).__name__ if isinstance(error, OSError) else type(error).__name__
     else:

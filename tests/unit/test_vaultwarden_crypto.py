@@ -116,6 +116,21 @@ def test_what_is_no_organisation_key_is_told_without_a_trace(rsa_key: rsa.RSAPri
     assert caught.value.__context__ is None
 
 
+def test_a_shared_key_of_another_shape_is_not_opened(rsa_key: rsa.RSAPrivateKey) -> None:
+    oaep = padding.OAEP(padding.MGF1(SHA1()), SHA1(), None)
+    data = base64.b64encode(rsa_key.public_key().encrypt(KEY.raw(), oaep)).decode()
+    for text, message in (
+        (f"4.{data}|AA==", "cut or damaged"),
+        (f"6.{data}", "cut or damaged"),
+        (f"6.{data}|AA==|AA==", "cut or damaged"),
+        (f"2.{data}", "does not belong here"),
+        (f"7.{data}", "newer account format"),
+        (f"9.{data}", "unknown way"),
+    ):
+        with pytest.raises(InvalidSecret, match=message):
+            crypto.unwrap_shared(text, rsa_key)
+
+
 def test_a_private_key_that_is_none_is_told() -> None:
     with pytest.raises(InvalidSecret, match="private RSA key"):
         crypto.private_key(crypto.encrypt(b"no key", KEY), KEY)

@@ -273,7 +273,7 @@ async def worn_out(queues: jobs.Queues, queue: str, deliveries: int = 5) -> Mess
 
 async def test_jobs_that_killed_their_workers_end_in_poison_and_are_recorded(sandbox: Sandbox) -> None:
     values = seed(sandbox, 4)
-    plan_only = SECOND.replace("  s:", "  t:", 1)
+    plan_only = SECOND.replace("  s:", "  t:", 1).replace("copy/", "elsewhere/")
     async with sandbox.app(SECOND + plan_only[1:]) as app:
         unplanned = await app.engine.runs.start("t", trigger="manual")
         await worn_out(app.queues, jobs.PLAN_QUEUE)

@@ -20,7 +20,7 @@ from shared.errors import AccessDenied, Conflict, InvalidSecret, MountNotFound, 
 from shared.model import Entry, Expect, Secret
 from shared.notices import AuditNotice, Hint
 from shared.vault import Capabilities, Finding, FingerprintCost, Use, check_name
-from shared.vaults.hashicorp.adapter import MAX_REQUEST_BYTES
+from shared.vaults.hashicorp.adapter import MAX_REQUEST_BYTES, encode
 from shared.vaults.hashicorp.base import PROBE, HashicorpVault
 from shared.vaults.hashicorp.failures import Answer, Forbidden
 from shared.vaults.hashicorp.numbers import survives
@@ -235,7 +235,11 @@ class KvVault(HashicorpVault):
         if self._version == 1 and not fields:
             raise InvalidSecret("KV version 1 can not hold a secret without fields", vault=self.id, path=name)
         try:
+            encode(fields, self.id)
             exact = survives(fields, as_float64=self._version == 2)
+        except InvalidSecret as error:
+            error.path = name
+            raise
         except RecursionError:
             # Python versions differ in what their encoder takes. Vault itself takes 300 levels.
             raise InvalidSecret("its value is nested too deeply", vault=self.id, path=name) from None

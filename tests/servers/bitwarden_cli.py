@@ -151,23 +151,18 @@ class BwOpen:
     def create(self, kind: str, document: Any, query: str = "") -> Any:
         created = self.ask("POST", f"/object/{kind}{query}", document)
         if kind == "item":
-            self.wait(lambda: self._knows(created["id"]))
+            self.wait(lambda: bool(self.get("item", created["id"])))
         return created
 
     def wait(self, there: Callable[[], bool]) -> None:
         """The client answers before it knows what it has just saved, and a sync on its way makes it forget that again."""
         for _ in range(_LOOKS):
-            if there():
-                return
+            # What it does not know is "Not found", which is an error of its own.
+            with contextlib.suppress(BwError):
+                if there():
+                    return
             self.sync()
         raise BwError("it does not know what it has just saved or fetched")
-
-    def _knows(self, item_id: str) -> bool:
-        try:
-            self.get("item", item_id)
-        except BwError:
-            return False
-        return True
 
     def edit(self, kind: str, object_id: str, document: Any) -> Any:
         return self.ask("PUT", f"/object/{kind}/{object_id}", document)

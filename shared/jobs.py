@@ -9,9 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from shared.errors import StoreError
 
@@ -36,6 +36,32 @@ def write_queue(vault_id: str) -> str:
     if "--" in vault_id or vault_id.endswith("-"):
         return f"{WRITE_QUEUE_PREFIX}{hashlib.sha256(vault_id.encode()).hexdigest()[:32]}"
     return f"{WRITE_QUEUE_PREFIX}{vault_id}"
+
+
+T = TypeVar("T")
+
+ROOM = 2048
+"""Bytes of a message that are not its paths."""
+
+
+def cut(items: Iterable[T], size: Callable[[T], int]) -> Iterator[tuple[T, ...]]:
+    """Items in parts that fit one message each, by their encoded `size` in bytes and by their number."""
+    part: list[T] = []
+    total = 0
+    for item in items:
+        bytes_more = size(item)
+        if part and (len(part) >= MAX_PATHS or total + bytes_more > MAX_BODY - ROOM):
+            yield tuple(part)
+            part, total = [], 0
+        part.append(item)
+        total += bytes_more
+    if part:
+        yield tuple(part)
+
+
+def path_size(path: str) -> int:
+    """The bytes of a path in a message, at most: quotes and backslashes are escaped."""
+    return len(path.encode()) * 2 + 4
 
 
 @dataclass(frozen=True, slots=True)

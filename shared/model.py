@@ -338,6 +338,17 @@ class ObjectState:
     def object_id(self) -> str:
         return object_id(self.sync_id, self.target, self.path)
 
+    @property
+    def owned(self) -> bool:
+        """Whether this sync wrote something of it that is still there."""
+        return self.status is not ObjectStatus.DELETED and any(part.owned for part in self.parts)
+
+    def claim_left(self, now: datetime) -> timedelta:
+        """For how long a job still has it to itself; zero: nobody works on it."""
+        if not self.claim or self.claim_expires_at is None:
+            return timedelta(0)
+        return max(timedelta(0), self.claim_expires_at - now)
+
     def part(self, name: str) -> Part | None:
         return next((part for part in self.parts if part.name == name), None)
 

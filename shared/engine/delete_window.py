@@ -15,12 +15,10 @@ from shared.engine.installation import Installation
 from shared.engine.runs import ATTEMPTS_TO_SAVE
 from shared.errors import StoreError
 from shared.history import Store
-from shared.model import Control, ObjectStatus, Sync, from_iso, iso
+from shared.model import Control, Sync, from_iso, iso
 from shared.plan import guard
 
 WINDOW = timedelta(minutes=10)
-
-
 RUN_EVERY = timedelta(seconds=30)
 """How often a run is begun at once for deletes that are held back. The others wait for a probe, and share a run."""
 
@@ -55,7 +53,7 @@ async def owned_by(store: Store, sync_id: str, target_id: str) -> int:
     """How many secrets of a target this sync wrote."""
     owned = 0
     async for state in store.list_objects(sync_id, target=target_id):
-        owned += state.status is not ObjectStatus.DELETED and any(part.owned for part in state.parts)
+        owned += state.owned
     return owned
 
 

@@ -18,11 +18,11 @@ from typing import TypeAlias
 
 from shared import jobs
 from shared.engine.delete_window import DeleteWindow
-from shared.engine.installation import Installation, backoff
-from shared.engine.path_work import Later, PathWork, Settled, Wanted, is_uncertain
+from shared.engine.installation import Installation
+from shared.engine.path_work import Later, PathWork, Settled, Wanted, forgotten, is_uncertain
 from shared.engine.probe import Prober
 from shared.engine.runs import Runs
-from shared.engine.settling import BATCH, CLAIM, Claimed, Results, Settler
+from shared.engine.settling import BATCH, CLAIM, Claimed, Results, Settler, put_off
 from shared.engine.shared_reads import SharedReads
 from shared.errors import AccessDenied, ConfigError, InvalidSecret, SecretNotFound, VaultError
 from shared.history import Save
@@ -142,9 +142,9 @@ class EventWriter:
         states: list[ObjectState] = []
         for path, hint in hints.items():
             state = known.get(path) or ObjectState(job.sync, job.target, path)
-            if state.claim and state.claim_expires_at and state.claim_expires_at > now:
+            if left := state.claim_left(now):
                 came.later[path] = Later(busy=True)
-                came.since[path] = (now + CLAIM - state.claim_expires_at).total_seconds()
+                came.since[path] = (CLAIM - left).total_seconds()
             elif state.status is ObjectStatus.FAILED and is_shared_name(state.error):
                 came.plan = state.error
             elif not _is_old_news(work, state, hint):
@@ -181,7 +181,9 @@ class EventWriter:
                     if hints[path] is not None and job.attempt < LAG_TRIES:
                         came.behind.append(path)
                     elif not any(part.owned for part in state.parts):
-                        saves += [Save(_forgotten(work, state))] if _is_remembered(state) else []
+                        if _is_remembered(state):
+                            gone = replace(forgotten(state), claim=None, claim_expires_at=None)
+                            saves.append(Save(replace(gone, last_sync_at=self._in.clock())))
                     elif work.sync.delete.propagate:
                         delete.append((state, state.parts))
                 case Settled():
@@ -298,16 +300,8 @@ class EventWriter:
         if came.behind:
             await self._send(again(came.behind, job.attempt + 1), LAG_DELAY * 2**job.attempt)
         if failed:
-            asked = max((why.retry_after for why in failed.values() if why.retry_after), default=None)
             attempt = job.attempt + 1
-            delay = backoff(sync.retry_policy, attempt, asked)
-            log.info(
-                "%d paths are tried again in %.1f s: %s",
-                len(failed),
-                delay,
-                next(iter(failed.values())).error,
-                extra={"sync": job.sync, "target": job.target, "attempt": attempt},
-            )
+            delay = put_off(sync.retry_policy, failed, attempt, log, {"sync": job.sync, "target": job.target})
             await self._send(again(list(failed), attempt), delay)
 
     async def _send(self, job: EventJob, delay: float) -> None:
@@ -362,22 +356,6 @@ def _settled_with(work: PathWork, state: ObjectState, secret: Secret) -> ObjectS
 
 def _is_remembered(state: ObjectState) -> bool:
     return state.revision is not None and state.status is not ObjectStatus.DELETED
-
-
-def _forgotten(work: PathWork, state: ObjectState) -> ObjectState:
-    """The row of a path that is gone, and of which nothing in the target is ours."""
-    return replace(
-        state,
-        parts=(),
-        status=ObjectStatus.DELETED,
-        error=None,
-        transient=False,
-        source_fingerprint=None,
-        source_version=None,
-        claim=None,
-        claim_expires_at=None,
-        last_sync_at=work.clock(),
-    )
 
 
 def _intended(work: PathWork, state: ObjectState, wanted: Wanted) -> tuple[Part, ...]:

@@ -104,11 +104,6 @@ class Events:
         await self._queue(due)
         return useful
 
-    async def rerun(self, sync_id: str, trigger: str = "event") -> None:
-        """See to it that a full run of a sync begins after this moment. Raises Refused and StoreError."""
-        self._enabled(sync_id)
-        await self._runs.rerun(sync_id, trigger)
-
     def _enabled(self, sync_id: str) -> Sync:
         sync = self._runs.sync(sync_id)
         if not sync.enabled:
@@ -159,7 +154,7 @@ class Events:
             # Of a paused sync nothing is written; it catches up when it is resumed.
             await self._runs.rerun(sync.id)
             return
-        parts = list(_cut(merged(due.hints)))
+        parts = list(jobs.cut(merged(due.hints).items(), _size))
         sends = [
             self._in.queues.send(
                 jobs.write_queue(target.vault),
@@ -175,16 +170,6 @@ def _may_concern(notice: Notice, vault_id: str) -> bool:
     return isinstance(notice, KeyVaultNotice) or notice.vault in (None, vault_id)
 
 
-def _cut(hints: Mapping[str, str | None]) -> Iterable[tuple[tuple[str, str | None], ...]]:
-    """Cut by encoded size, with room for the rest of the message, and by number."""
-    part: list[tuple[str, str | None]] = []
-    size = 0
-    for path, version in hints.items():
-        cost = len(path.encode()) * 2 + 16 + len(version or "")  # quotes and backslashes are escaped
-        if part and (len(part) >= jobs.MAX_PATHS or size + cost > jobs.MAX_BODY - 2048):
-            yield tuple(part)
-            part, size = [], 0
-        part.append((path, version))
-        size += cost
-    if part:
-        yield tuple(part)
+def _size(hint: tuple[str, str | None]) -> int:
+    path, version = hint
+    return jobs.path_size(path) + 12 + len(version or "")

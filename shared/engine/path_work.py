@@ -505,15 +505,7 @@ class PathWork:
             kept = replace(state, parts=rest, status=ObjectStatus.IN_SYNC, error=None, transient=False)
             event = self._event(Action.DELETE, kept.status, draft) if draft.deleted else None
             return Settled(kept, outcome, event)
-        ended = replace(
-            state,
-            parts=(),
-            status=ObjectStatus.DELETED,
-            error=None,
-            transient=False,
-            source_fingerprint=None,
-            source_version=None,
-        )
+        ended = forgotten(state)
         await self._release(state, draft)
         return Settled(ended, Outcome.DELETED, self._event(Action.DELETE, ended.status, draft))
 
@@ -710,6 +702,19 @@ def _left_alone(taken: _NotOurs) -> Part:
     """Remembered as it is, so that it costs nothing while nobody changes it."""
     entry = taken.found.entry
     return Part(taken.name, entry.fingerprint if entry else None, entry.version if entry else None, owned=False)
+
+
+def forgotten(state: ObjectState) -> ObjectState:
+    """The row of a path that is gone, and of which nothing in the target is ours any more."""
+    return replace(
+        state,
+        parts=(),
+        status=ObjectStatus.DELETED,
+        error=None,
+        transient=False,
+        source_fingerprint=None,
+        source_version=None,
+    )
 
 
 def fail_event(before: ObjectState, failed: ObjectState, run_id: str | None, attempt: int) -> Event | None:

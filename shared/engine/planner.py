@@ -416,16 +416,6 @@ def _chunks(
     cleanup: bool = True,
     first: int = 0,
 ) -> list[Chunk]:
-    """Cut by encoded size, with room for the rest of the message, and by number."""
-    groups: list[list[str]] = []
-    size = 0
-    for path in paths:
-        cost = len(path.encode()) * 2 + 4  # quotes and backslashes are escaped
-        if not groups or len(groups[-1]) >= jobs.MAX_PATHS or size + cost > jobs.MAX_BODY - 2048:
-            groups.append([])
-            size = 0
-        groups[-1].append(path)
-        size += cost
     suffix = HELD_SUFFIX if held else ""
     return [
         Chunk(
@@ -433,12 +423,12 @@ def _chunks(
             chunk=f"{name}-{number:04d}{suffix}",
             target=target.id,
             op=op,
-            paths=tuple(group),
+            paths=group,
             outcomes=Outcome.OPEN * len(group),
             held=held,
             cleanup=cleanup,
         )
-        for number, group in enumerate(groups, first)
+        for number, group in enumerate(jobs.cut(paths, jobs.path_size), first)
     ]
 
 

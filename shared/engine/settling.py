@@ -9,13 +9,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
-from shared.engine.installation import Installation
+from shared.engine.installation import Installation, backoff
 from shared.engine.path_work import Later, PathWork, Settled, fail_event
 from shared.engine.runs import ATTEMPTS_TO_SAVE
 from shared.errors import ConfigError, StoreError, VaultError
 from shared.history import Save
 from shared.mapping import Mapper
-from shared.model import Action, Event, ObjectState, ObjectStatus, Outcome, Part, Sync, Target
+from shared.model import Action, Event, ObjectState, ObjectStatus, Outcome, Part, RetryPolicy, Sync, Target
 
 log = logging.getLogger("vaultferry.writer")
 
@@ -267,6 +267,18 @@ def _given_back(work: PathWork, each: Claimed, later: Later, final: bool) -> tup
         return Save(replace(state, status=status, error=str(later.error) if later.error else state.error)), later
     failed = replace(state, status=ObjectStatus.FAILED, error=str(later.error), transient=True)
     return Save(failed, fail_event(before, failed, work.run_id, work.attempt)), Outcome.FAILED
+
+
+def put_off(
+    policy: RetryPolicy, failed: Mapping[str, Later], attempt: int, logger: logging.Logger, about: Mapping[str, str]
+) -> float:
+    """Say when failed paths (one at least) are tried again, for the `attempt`th time, and why; the seconds until then."""
+    asked = max((why.retry_after for why in failed.values() if why.retry_after), default=None)
+    delay = backoff(policy, attempt, asked)
+    why = next(iter(failed.values())).error
+    extra = {**about, "attempt": attempt}
+    logger.info("%d paths are tried again in %.1f s: %s", len(failed), delay, why, extra=extra)
+    return delay
 
 
 def log_path(work: PathWork, state: ObjectState, outcome: Outcome) -> None:

@@ -109,10 +109,7 @@ class TargetView:
 
     @property
     def owned(self) -> int:
-        return sum(
-            state.status is not ObjectStatus.DELETED and any(part.owned for part in state.parts)
-            for state in self.states.values()
-        )
+        return sum(state.owned for state in self.states.values())
 
     async def look(self, vault: Vault) -> None:
         """Name everything, and list the target where that tells something. Raises any VaultError."""

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from shared import jobs
-from shared.engine.installation import Installation, backoff
+from shared.engine.installation import Installation
 from shared.engine.path_work import Later, PathWork, Settled
 from shared.engine.probe import Prober
 from shared.engine.runs import ATTEMPTS_TO_SAVE, Runs
-from shared.engine.settling import BATCH, Claimed, Results, Settler
+from shared.engine.settling import BATCH, Claimed, Results, Settler, put_off
 from shared.errors import ConfigError, StoreError, VaultError
 from shared.jobs import WriteJob
 from shared.model import Chunk, ObjectState, ObjectStatus, Op, Outcome, Part, Run, RunStatus, Sync, Target
@@ -113,7 +113,7 @@ class Writer:
         todo: list[tuple[ObjectState, tuple[Part, ...]]] = []
         for path in paths:
             state = known.get(path) or ObjectState(job.sync, job.target, path)
-            if state.claim and state.claim_expires_at and state.claim_expires_at > now:
+            if state.claim_left(now):
                 results.later[path] = Later(busy=True)
             elif _settled_by(state, job, chunk.op):
                 # This run has dealt with it, and died before it could say so.
@@ -146,16 +146,9 @@ class Writer:
         if busy:
             await self._send(replace(job, paths=tuple(busy)), BUSY_DELAY)
         if failed:
-            asked = max((why.retry_after for why in failed.values() if why.retry_after), default=None)
             attempt = job.attempt + 1
-            delay = backoff(sync.retry_policy, attempt, asked)
-            log.info(
-                "%d paths are tried again in %.1f s: %s",
-                len(failed),
-                delay,
-                next(iter(failed.values())).error,
-                extra={"sync": job.sync, "run": job.run, "target": job.target, "attempt": attempt},
-            )
+            about = {"sync": job.sync, "run": job.run, "target": job.target}
+            delay = put_off(sync.retry_policy, failed, attempt, log, about)
             await self._send(replace(job, paths=tuple(failed), attempt=attempt), delay)
 
     async def _send(self, job: WriteJob, delay: float) -> None:

@@ -542,11 +542,11 @@ async def test_a_rerun_while_a_run_is_on_its_way_begins_when_it_has_ended(tmp_pa
         source.put("a", "1")
         first = await w.engine.runs.start("s", trigger="manual")
         # Queued still: it will see everything that is there now.
-        await w.engine.events.rerun("s")
+        await w.engine.runs.rerun("s")
         assert (await w.store.get_control("s")).again is None
         await w.engine.handle(w.queues.messages.pop(0)[1])
         for _ in range(3):
-            await w.engine.events.rerun("s")
+            await w.engine.runs.rerun("s")
         assert len(await runs(w)) == 1
         source.put("b", "1")
         await w.drain()
@@ -561,7 +561,7 @@ async def test_a_replay_of_some_paths_does_not_stand_for_a_full_run(tmp_path: Pa
         source.put("a", "1")
         source.put("b", "1")
         await w.engine.runs.replay("s", "a")
-        await w.engine.events.rerun("s")
+        await w.engine.runs.rerun("s")
         await w.drain()
         assert target.values() == source.values()
         assert [run.trigger for run in await runs(w)] == ["event", "replay"]
@@ -573,7 +573,7 @@ async def test_the_run_that_must_follow_survives_a_death_before_it_was_begun(tmp
         source.put("a", "1")
         await w.engine.runs.start("s", trigger="manual")
         await w.engine.handle(w.queues.messages.pop(0)[1])
-        await w.engine.events.rerun("s")
+        await w.engine.runs.rerun("s")
         ((_, write, _),) = [m for m in w.queues.messages if '"job":"write"' in m[1]]
         engine = w.engine
 
@@ -593,9 +593,9 @@ async def test_the_plan_job_of_the_run_that_must_follow_is_sent_again_after_a_de
     source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
     async with world(tmp_path, [source, target], one_way()) as w:
         source.put("a", "1")
-        await w.engine.events.rerun("s")
+        await w.engine.runs.rerun("s")
         w.queues.messages.clear()
-        await w.engine.events.rerun("s")
+        await w.engine.runs.rerun("s")
         await w.drain()
         assert target.values() == {"a": {"value": "1"}}
         assert len(await runs(w)) == 1
@@ -626,7 +626,7 @@ async def test_paths_of_a_sync_can_be_told_by_hand(tmp_path: Path) -> None:
             await w.engine.events.touched("target", ["a"])
         w.syncs["s"] = replace(w.syncs["s"], enabled=False)
         with pytest.raises(Refused, match="disabled"):
-            await w.engine.events.rerun("s")
+            await w.engine.events.look("s", ["a"])
 
 
 # --- chains -----------------------------------------------------------------------------------------------------------

@@ -297,7 +297,7 @@ async def test_a_run_that_was_put_off_is_begun_by_the_next_event_too(tmp_path: P
         await w.engine.runs.replay("s", "b")
         await w.drain()
         assert [run.trigger for run in await runs(w)] == ["replay"]
-        await w.engine.events.rerun("s")
+        await w.engine.runs.rerun("s")
         await w.drain()
         assert target.values() == {"a": {"value": "1"}}
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from datetime import UTC, date, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -238,7 +238,7 @@ async def get_sync(apps: Apps, request: Request) -> Response:
 
 async def _sync_json(app: App, sync: Sync) -> dict[str, Any]:
     control = await app.store.get_control(sync.id)
-    settings = asdict(sync)
+    settings = _shown(sync)
     settings.pop("id")
     return {
         "sync_id": sync.id,
@@ -246,6 +246,19 @@ async def _sync_json(app: App, sync: Sync) -> dict[str, Any]:
         "next_run": _next_run(app, sync, control.paused),
         **settings,
     }
+
+
+def _shown(setting: Any) -> Any:
+    """A setting as JSON: what its repr leaves out (keys, templates, constants), this leaves out as well."""
+    if is_dataclass(setting):
+        from shared.rules import KEYS
+
+        steps: Mapping[Any, str] = KEYS
+        of_step = {"step": steps[type(setting)]} if type(setting) in steps else {}
+        return of_step | {each.name: _shown(getattr(setting, each.name)) for each in fields(setting) if each.repr}
+    if isinstance(setting, Mapping):
+        return {key: _shown(value) for key, value in setting.items()}
+    return [_shown(each) for each in setting] if isinstance(setting, tuple) else setting
 
 
 def _next_run(app: App, sync: Sync, paused: bool) -> str | None:

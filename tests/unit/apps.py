@@ -53,8 +53,8 @@ def write_config(folder: Path, text: str = CONFIG) -> Path:
     return path
 
 
-def make_app(folder: Path, text: str = CONFIG, **options: Any) -> App:
-    env = environment(folder)
+def make_app(folder: Path, text: str = CONFIG, *, env: Mapping[str, str] | None = None, **options: Any) -> App:
+    env = {**environment(folder), **(env or {})}
     return App(parse(text.format(folder=folder).encode(), env, "vaultferry.yaml"), env, **options)
 
 

@@ -132,6 +132,41 @@ async def test_syncs_are_listed_and_shown_one_by_one(client: Client) -> None:
     assert listed["items"][0]["source"] == {"vault": "hub", "prefix": "apps/", "resource": "secrets"}
 
 
+CHANGING = """
+vaults:
+  hub: {{kind: file, path: "{folder}/hub.vault", key: "${{KEY}}"}}
+  prod: {{kind: file, path: "{folder}/prod.vault", key: "${{KEY}}"}}
+syncs:
+  s:
+    source: {{vault: hub}}
+    targets:
+      - vault: prod
+        fields:
+          set: {{note: "CANARY"}}
+          build: {{line: {{template: "CANARY {{fields.password}}"}}}}
+        transform:
+          - {{decrypt: {{age: "${{AGE_KEY}}"}}, fields: [cert]}}
+          - {{template: "CANARY {{value}}"}}
+          - {{base64: encode}}
+"""
+
+
+async def test_what_stands_in_values_is_not_shown_with_a_sync_nor_are_keys(tmp_path: Path) -> None:
+    import pyrage
+
+    key = str(pyrage.x25519.Identity.generate())
+    async with make_app(tmp_path, CHANGING.replace("CANARY", CANARY), env={"AGE_KEY": key}) as app:
+        shown = await Client(app).json("GET", "/syncs/s")
+        everything = await Client(app).json("GET", "/syncs")
+    assert everything["items"] == [shown]
+    assert key not in json.dumps(shown)
+    assert CANARY not in json.dumps(shown)
+    (target,) = shown["targets"]
+    assert [step["step"] for step in target["transform"]] == ["decrypt", "template", "base64"]
+    assert target["transform"][0] == {"step": "decrypt", "fields": ["cert"]}
+    assert target["fields"]["build"] == [{"name": "line", "form": "template", "fields": [], "keep": False}]
+
+
 async def test_an_unknown_sync_is_not_found_and_the_closest_is_named(client: Client) -> None:
     for method, path in [("GET", "/syncs/hub-to-prd"), ("POST", "/syncs/hub-to-prd/execute")]:
         assert "'hub-to-prod'" in (await client.json(method, path, 404))["detail"]

@@ -4,14 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check servers test-real bench constraints fmt clean
+.PHONY: help install demo test check servers test-real bench constraints reference fmt clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 $(BIN)/vaultferry: pyproject.toml requirements.txt constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,fast]' --constraint constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,docs,fast]' --constraint constraints.txt
 	@touch $@
 
 install: $(BIN)/vaultferry ## make .venv with the vaultferry command
@@ -37,6 +37,9 @@ test-real: install ## contract, integration and end-to-end suites against the re
 bench: install ## throughput against a real Vault, as a ratio to a bare loop in the same run
 	@$(BIN)/python -m benchmarks
 
+reference: install ## docs/configuration-reference.md and the schema for editors, from the models of the settings
+	@$(BIN)/python -m tests.reference
+
 constraints: ## newest versions that requirements.txt allows, into constraints.txt
 	@$(BIN)/python -m tests.constraints
 
@@ -44,4 +47,4 @@ fmt: install ## format and fix what can be fixed
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean: ## remove what the targets above made here
-	@rm -rf $(VENV) .demo .bench .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	@rm -rf $(VENV) .demo .bench .mypy_cache .pytest_cache .ruff_cache site *.egg-info

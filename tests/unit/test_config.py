@@ -321,7 +321,7 @@ def test_each_example_is_in_their_table() -> None:
 def test_the_committed_schema_is_current() -> None:
     jsonschema.Draft202012Validator.check_schema(schema())
     committed = json.loads((EXAMPLES[0].parent / "vaultferry.schema.json").read_text())
-    assert committed == schema(), "write it anew: vaultferry validate --schema > examples/vaultferry.schema.json"
+    assert committed == schema(), "write it anew: make reference"
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_requirements_txt_has_nothing_that_production_does_not_import() -> None:
 
 def test_development_imports_nothing_that_neither_list_has() -> None:
     # The Functions worker's own code: there are releases of it for newer Pythons only.
-    known = {*requirements(), *extra("dev"), "azure_functions_runtime"}
+    known = {*requirements(), *extra("dev"), *extra("docs"), "azure_functions_runtime"}
     assert {name: why for name, why in users(DEVELOPMENT).items() if name.split(".")[0] not in known} == {}
 
 

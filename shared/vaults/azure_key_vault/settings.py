@@ -29,16 +29,18 @@ class ManagedIdentityAuth(BaseSettings):
     """The identity of the app or machine; `client_id` picks a user-assigned one."""
 
     method: Literal["managed_identity"]
-    client_id: str | None = Field(None, min_length=1)
+    client_id: str | None = Field(
+        None, min_length=1, description="Of a user-assigned identity; default: the system-assigned one."
+    )
 
 
 class ServicePrincipalAuth(BaseSettings):
     """An app registration with a client secret."""
 
     method: Literal["service_principal"]
-    tenant_id: str = Field(min_length=1)
-    client_id: str = Field(min_length=1)
-    client_secret: SecretStr = Field(min_length=1)
+    tenant_id: str = Field(min_length=1, description="The directory that the registration is in.")
+    client_id: str = Field(min_length=1, description="The registration's application id.")
+    client_secret: SecretStr = Field(min_length=1, description="A secret of the registration.")
 
 
 Auth = Annotated[DefaultAuth | ManagedIdentityAuth | ServicePrincipalAuth, Field(discriminator="method")]
@@ -49,7 +51,7 @@ class Settings(VaultSettings):
 
     kind: Literal["azure_key_vault"]
     url: str = Field(description="https://NAME.vault.azure.net")
-    auth: Auth = Field(default_factory=DefaultAuth)
+    auth: Auth = Field(default_factory=DefaultAuth, description="Who calls the vault.")
     authority: str | None = Field(
         None, description="Where tokens come from, in a sovereign cloud: derived from the url unless given."
     )

@@ -57,36 +57,38 @@ class AppRoleAuth(_Mounted):
     """https://developer.hashicorp.com/vault/docs/auth/approle"""
 
     method: Literal["approle"]
-    role_id: str
-    secret_id: SecretStr | None = None
-    mount: str = "approle"
+    role_id: str = Field(description="Which role.")
+    secret_id: SecretStr | None = Field(None, description="For roles that ask for one.")
+    mount: str = Field("approle", description="Where the method is enabled.")
 
 
 class KubernetesAuth(_Mounted):
     """https://developer.hashicorp.com/vault/docs/auth/kubernetes; the file is read at each login, since it is rotated."""
 
     method: Literal["kubernetes"]
-    role: str
-    mount: str = "kubernetes"
-    token_path: str = "/var/run/secrets/kubernetes.io/serviceaccount/token"  # noqa: S105
+    role: str = Field(description="Which role.")
+    mount: str = Field("kubernetes", description="Where the method is enabled.")
+    token_path: str = Field(
+        "/var/run/secrets/kubernetes.io/serviceaccount/token", description="The file with the service account's token."
+    )
 
 
 class JwtAuth(_Mounted):
     """https://developer.hashicorp.com/vault/docs/auth/jwt"""
 
     method: Literal["jwt"]
-    role: str
-    jwt: SecretStr
-    mount: str = "jwt"
+    role: str = Field(description="Which role.")
+    jwt: SecretStr = Field(description="The token of the other party, from the environment.")
+    mount: str = Field("jwt", description="Where the method is enabled.")
 
 
 class AzureAuth(_Mounted):
     """The managed identity of the machine or app: https://developer.hashicorp.com/vault/docs/auth/azure"""
 
     method: Literal["azure"]
-    role: str
-    resource: str = "https://management.azure.com/"
-    mount: str = "azure"
+    role: str = Field(description="Which role.")
+    resource: str = Field("https://management.azure.com/", description="Whom the identity's token is made out to.")
+    mount: str = Field("azure", description="Where the method is enabled.")
     client_id: str | None = Field(None, description="Of a user-assigned identity; default: the system-assigned one.")
 
 
@@ -103,20 +105,28 @@ def _secret(name: str) -> SecretStr | None:
 
 
 class Settings(VaultSettings):
+    """A HashiCorp Vault or an OpenBao: the secrets of one KV engine, or its ACL policies."""
+
     kind: Literal["hashicorp"]
     address: str | None = Field(
         default_factory=_variable("VAULT_ADDR"), validate_default=True, description="Default: VAULT_ADDR."
     )
     mount: str = Field("secret", description="Where the KV engine is mounted.")
-    kv_version: Literal["auto", 1, 2] = "auto"
-    namespace: str | None = Field(default_factory=_variable("VAULT_NAMESPACE"), validate_default=True)
+    kv_version: Literal["auto", 1, 2] = Field("auto", description="The engine's version; auto asks the vault.")
+    namespace: str | None = Field(
+        default_factory=_variable("VAULT_NAMESPACE"), validate_default=True, description="Default: VAULT_NAMESPACE."
+    )
     ca_bundle: str | None = Field(
         default_factory=_variable("VAULT_CACERT"), description="PEM file of authorities. Default: VAULT_CACERT."
     )
-    client_cert: str | None = Field(default_factory=_variable("VAULT_CLIENT_CERT"))
-    client_key: str | None = Field(default_factory=_variable("VAULT_CLIENT_KEY"))
+    client_cert: str | None = Field(
+        default_factory=_variable("VAULT_CLIENT_CERT"), description="PEM file. Default: VAULT_CLIENT_CERT."
+    )
+    client_key: str | None = Field(
+        default_factory=_variable("VAULT_CLIENT_KEY"), description="PEM file. Default: VAULT_CLIENT_KEY."
+    )
     # A raw default that is validated like what a person wrote: an error in it then stands beside all others.
-    auth: Auth = Field(default_factory=_by_token, validate_default=True)
+    auth: Auth = Field(default_factory=_by_token, validate_default=True, description="How to log in.")
 
     @property
     def url(self) -> str:

@@ -158,22 +158,22 @@ class BearerAuth(Part):
     """`Authorization: Bearer …`"""
 
     type: Literal["bearer"]
-    token: HeaderSecret
+    token: HeaderSecret = Field(description="The token.")
 
 
 class BasicAuth(Part):
     """https://www.rfc-editor.org/rfc/rfc7617"""
 
     type: Literal["basic"]
-    username: Annotated[str, AfterValidator(_without_colon)]
-    password: SecretStr
+    username: Annotated[str, AfterValidator(_without_colon)] = Field(description="The name, without ':'.")
+    password: SecretStr = Field(description="The password.")
 
 
 class ApiKeyAuth(Part):
     """A key in a header, or in the query where the API has it there."""
 
     type: Literal["api_key"]
-    key: HeaderSecret
+    key: HeaderSecret = Field(description="The key.")
     header: HeaderName | None = Field(None, description="Default: X-API-Key, where `query` is not given.")
     query: str | None = Field(None, min_length=1, description="The parameter that takes the key.")
 
@@ -188,18 +188,18 @@ class HeadersAuth(Part):
     """Any headers."""
 
     type: Literal["headers"]
-    headers: dict[HeaderName, HeaderSecret] = Field(min_length=1)
+    headers: dict[HeaderName, HeaderSecret] = Field(min_length=1, description="Their names and values.")
 
 
 class OAuth2Auth(Part):
     """Client credentials: https://www.rfc-editor.org/rfc/rfc6749#section-4.4"""
 
     type: Literal["oauth2_client_credentials"]
-    token_url: Address
-    client_id: str = Field(min_length=1)
-    client_secret: SecretStr = Field(min_length=1)
-    scope: str | None = None
-    audience: str | None = None
+    token_url: Address = Field(description="Where tokens are issued.")
+    client_id: str = Field(min_length=1, description="The client's id.")
+    client_secret: SecretStr = Field(min_length=1, description="The client's secret.")
+    scope: str | None = Field(None, description="What is asked for, if the issuer wants to know.")
+    audience: str | None = Field(None, description="Whom the token is for, if the issuer wants to know.")
     client_auth: Literal["body", "header"] = Field(
         "body", description="Where the client's id and secret go: into the form, or into a Basic header."
     )
@@ -216,14 +216,14 @@ Auth = Annotated[
 class Operation(Part):
     """One request. A path is put behind `base_url`."""
 
-    method: str = Field(pattern=r"^[A-Z]+$")
-    path: str
+    method: str = Field(pattern=r"^[A-Z]+$", description="The request's method.")
+    path: str = Field(description="Begins with a '/'; may hold placeholders.")
     query: dict[str, str] = Field({}, description="Parameters; nothing of a value can be in them.")
     headers: dict[HeaderName, str] = Field({}, description="Sent besides those of the vault.")
     body: Annotated[Any, BeforeValidator(_json_text)] = Field(
         None, description="Keys and values, or JSON as text where there are numbers and booleans in it."
     )
-    body_type: Literal["json", "form", "text"] = "json"
+    body_type: Literal["json", "form", "text"] = Field("json", description="How the body is sent.")
     expect: Statuses = Field([], description="The statuses of success. Default: 200 to 299.")
     error: Expression | None = Field(None, description="JMESPath: truthy in the answer to a success that is none.")
 
@@ -333,7 +333,7 @@ class Answered(Part):
 class Listing(Operation, Answered):
     """The secrets' names."""
 
-    method: str = Field("GET", pattern=r"^[A-Z]+$")
+    method: str = Field("GET", pattern=r"^[A-Z]+$", description="The request's method.")
     items: Expression = Field(
         "@", description="JMESPath: a list, or keys and values, where each key is the name of a secret."
     )
@@ -350,7 +350,7 @@ class Listing(Operation, Answered):
     empty: Expression | None = Field(
         None, description="JMESPath: truthy in the answer to a 404 that only says that there are no secrets."
     )
-    pages: Pages = Pages()
+    pages: Pages = Field(Pages(), description="How the listing goes on.")
 
     def known(self) -> Mapping[str, str]:
         return LISTING
@@ -385,7 +385,7 @@ class OnOne(Operation):
 class Getting(OnOne, Answered):
     """A secret's value: one text, or several fields."""
 
-    method: str = Field("GET", pattern=r"^[A-Z]+$")
+    method: str = Field("GET", pattern=r"^[A-Z]+$", description="The request's method.")
     name: Expression | None = Field(
         None, description="JMESPath: the secret's name, to make sure that {id} still leads to it."
     )
@@ -412,7 +412,7 @@ class Getting(OnOne, Answered):
 class Describing(OnOne, Answered):
     """What tells whether a secret has changed, without its value."""
 
-    method: str = Field("HEAD", pattern=r"^[A-Z]+$")
+    method: str = Field("HEAD", pattern=r"^[A-Z]+$", description="The request's method.")
     etag: bool = Field(False, description="The header ETag is the version.")
 
     @model_validator(mode="after")
@@ -427,7 +427,7 @@ class Describing(OnOne, Answered):
 class Setting(OnOne, Answered):
     """A write."""
 
-    method: str = Field("PUT", pattern=r"^[A-Z]+$")
+    method: str = Field("PUT", pattern=r"^[A-Z]+$", description="The request's method.")
     etag: bool = Field(False, description="If-Match and If-None-Match are honoured: compare-and-set.")
 
     def known_in_body(self) -> Mapping[str, str]:
@@ -462,7 +462,7 @@ class Setting(OnOne, Answered):
 class Creating(Setting):
     """The first write of a secret, where that is another request than the later ones."""
 
-    method: str = Field("POST", pattern=r"^[A-Z]+$")
+    method: str = Field("POST", pattern=r"^[A-Z]+$", description="The request's method.")
 
     def known(self) -> Mapping[str, str]:
         return {word: meaning for word, meaning in LOCATORS.items() if word != "id"}
@@ -472,7 +472,9 @@ class Creating(Setting):
 
 
 class Deleting(OnOne):
-    method: str = Field("DELETE", pattern=r"^[A-Z]+$")
+    """A delete."""
+
+    method: str = Field("DELETE", pattern=r"^[A-Z]+$", description="The request's method.")
     etag: bool = Field(False, description="If-Match is honoured.")
     look_first: bool = Field(
         False, description="Read it before: for an API whose delete succeeds on what is not there."
@@ -482,13 +484,13 @@ class Deleting(OnOne):
 class Operations(Part):
     """What the API can do. What is not configured is a capability that the vault lacks."""
 
-    list: Listing | None = None
-    find: Finding | None = None
-    get: Getting | None = None
-    describe: Describing | None = None
-    set: Setting | None = None
-    create: Creating | None = None
-    delete: Deleting | None = None
+    list: Listing | None = Field(None, description="The secrets' names. Every sync needs this and `get`.")
+    find: Finding | None = Field(None, description="What is called {name}, instead of a whole listing, for its {id}.")
+    get: Getting | None = Field(None, description="One secret's value.")
+    describe: Describing | None = Field(None, description="Whether one has changed, without its value.")
+    set: Setting | None = Field(None, description="A write.")
+    create: Creating | None = Field(None, description="The first write, where it is another request.")
+    delete: Deleting | None = Field(None, description="A delete.")
 
     @model_validator(mode="after")
     def _fit_together(self) -> Operations:
@@ -550,7 +552,7 @@ class Names(Part):
     )
     replacement: str = Field("-", max_length=1, description="What stands for each other character.")
     upper_case: bool = Field(False, description="Names are written in capital letters.")
-    max_length: int | None = Field(None, ge=1)
+    max_length: int | None = Field(None, ge=1, description="Characters that a name may have.")
     ignores_case: bool = Field(False, description="Names that differ by case alone are one secret.")
 
     @model_validator(mode="after")
@@ -564,15 +566,15 @@ class Settings(VaultSettings):
     """Any API over HTTP that lists, reads and writes secrets."""
 
     kind: Literal["http_api"]
-    base_url: Address
+    base_url: Address = Field(description="What every path is put behind.")
     auth: Auth = Field(description="How requests say who they are; `type: none` for not at all.")
-    operations: Operations
+    operations: Operations = Field(description="What the API can do, and how it is asked.")
     headers: dict[HeaderName, str] = Field({}, description="Sent with every request. Credentials belong under auth.")
     ca_bundle: str | None = Field(None, description="A PEM file of authorities to trust besides the system's.")
-    client_cert: str | None = None
-    client_key: str | None = None
+    client_cert: str | None = Field(None, description="A PEM file, perhaps with the key in it.")
+    client_key: str | None = Field(None, description="A PEM file.")
     field_mapping: dict[str, str] = Field({}, description="A field of ours: what the API calls it. Both ways.")
-    names: Names = Names()
+    names: Names = Field(Names(), description="Which names the API takes.")
     max_bytes: int | None = Field(None, ge=1, description="Of one secret's text or fields, as the API limits it.")
     error: Expression | None = Field(
         None, description="JMESPath: truthy in any answer to a success that is none. Operations may have their own."

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shared.model import Control, ObjectStatus, Run, Sync, iso
 from shared.resources import resources
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from shared.app import App
+    from shared.shapes import MetricsReport, SyncMetrics
 
 SIDE_BY_SIDE = 8
 """Questions that the store is asked at once."""
@@ -87,13 +88,13 @@ async def collect(app: App) -> Snapshot:
 
 
 def _queues(syncs: Iterable[Sync]) -> tuple[str, ...]:
-    return resources(target.vault for sync in syncs for target in sync.targets).queues
+    return resources(vault for sync in syncs for vault in sync.written_vaults).queues
 
 
 # --- JSON ---------------------------------------------------------------------------------------------------------
 
 
-def as_json(snapshot: Snapshot) -> dict[str, Any]:
+def as_json(snapshot: Snapshot) -> MetricsReport:
     runs: Counter[str] = Counter()
     for sync in snapshot.syncs:
         runs.update(sync.control.totals.get("runs", {}))
@@ -110,7 +111,7 @@ def as_json(snapshot: Snapshot) -> dict[str, Any]:
     }
 
 
-def _sync_json(snapshot: Snapshot, sync: SyncSnapshot) -> dict[str, Any]:
+def _sync_json(snapshot: Snapshot, sync: SyncSnapshot) -> SyncMetrics:
     totals = sync.control.totals
     return {
         "enabled": sync.sync.enabled,
@@ -118,8 +119,8 @@ def _sync_json(snapshot: Snapshot, sync: SyncSnapshot) -> dict[str, Any]:
         "active": sync.active,
         "runs": dict(totals.get("runs", {})),
         "targets": {target: dict(counts) for target, counts in totals.get("targets", {}).items()},
-        "objects": {str(status): count for status, count in sync.objects.items()},
-        "last_run_status": None if sync.last_run is None else str(sync.last_run.status),
+        "objects": dict(sync.objects),
+        "last_run_status": None if sync.last_run is None else sync.last_run.status,
         "last_run_seconds": sync.seconds,
         "last_success_at": iso(sync.control.last_success_at),
         "last_success_age_seconds": snapshot.age(sync),

@@ -76,6 +76,16 @@ class OnExisting(enum.StrEnum):
     FAIL = "fail"
 
 
+class ConflictPolicy(enum.StrEnum):
+    """Two-way: which value the others get where several sides changed."""
+
+    NEWEST = "newest"
+    SOURCE = "source"
+    TARGET = "target"
+    MANUAL = "manual"
+    """None of them, until a person has decided."""
+
+
 class NameEncoding(enum.StrEnum):
     READABLE = "readable"
     """Characters that the vault does not take become another one."""
@@ -136,11 +146,32 @@ class Sync:
     verify_targets: bool = True
     on_existing: OnExisting = OnExisting.OVERWRITE
     delete: DeletePolicy = DeletePolicy()
-    conflict: str = "newest"
+    conflict: ConflictPolicy = ConflictPolicy.NEWEST
     retry_policy: RetryPolicy = RetryPolicy()
+
+    @property
+    def two_way(self) -> bool:
+        return self.type == "bidirectional"
 
     def target(self, target_id: str) -> Target | None:
         return next((target for target in self.targets if target.id == target_id), None)
+
+    @property
+    def units(self) -> tuple[Target, ...]:
+        """What is planned, queued and counted on its own: each target; two-way, where a path is settled on all sides at
+        once, the source's vault alone, which stands for all of them."""
+        if self.two_way:
+            return (Target(self.source.vault, self.source.vault, self.source.prefix),)
+        return self.targets
+
+    def unit(self, unit_id: str) -> Target | None:
+        return next((unit for unit in self.units if unit.id == unit_id), None)
+
+    @property
+    def written_vaults(self) -> tuple[str, ...]:
+        """The ids of the vaults that it may write to, each once."""
+        sides = (self.source.vault,) if self.two_way else ()
+        return tuple(dict.fromkeys((*sides, *(target.vault for target in self.targets))))
 
 
 # --- what the store remembers ------------------------------------------------------------------------------------
@@ -238,6 +269,8 @@ class Op(enum.StrEnum):
     """The target is not as it was left: look before writing."""
     DELETE = "delete"
     """Remove the names that the source and the mapping no longer ask for."""
+    MERGE = "merge"
+    """Two-way: give all sides the value that one of them was given. Deletes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,6 +336,33 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Sight:
+    """What one side held of a path when a conflict was found."""
+
+    side: str
+    """`source`, or the id of a target."""
+    fingerprint: str | None = None
+    version: str | None = None
+    digest: str | None = None
+    """None: it held nothing."""
+    changed_at: str | None = None
+    """By the vault's own clock, ISO 8601, where it tells."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contested:
+    """A conflict that nobody has settled yet: what the sides held when it was found, and what a person has decided."""
+
+    sides: tuple[Sight, ...]
+    take: str | None = None
+    """The side whose value the others get; None: not decided."""
+
+
+SOURCE_SIDE = "source"
+"""Names the source among the sides of a two-way sync; the others are called by their target's id."""
+
+
+@dataclass(frozen=True, slots=True)
 class ObjectState:
     """What is remembered of one path on one target of one sync (a row of `sync_objects`)."""
 
@@ -324,6 +384,8 @@ class ObjectState:
     run_id: str | None = None
     outcome: Outcome = Outcome.OPEN
     """How the path ended in `run_id`, for a job that is delivered again."""
+    contested: Contested | None = None
+    """Two-way, with status conflict. What is remembered besides is what the sides last agreed on."""
     claim: str | None = None
     claim_expires_at: datetime | None = None
     updated_at: datetime | None = None
@@ -373,6 +435,9 @@ class Event:
     target_version: str | None = None
     attempt: int = 0
     error: str | None = None
+    detail: str | None = None
+    """Of a conflict, as JSON: what the sides held (fingerprint, version, digest, time), which of them was taken, and by
+    which rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,6 +460,7 @@ class HistoryRow:
     created_at: datetime
     previous_hash: str | None
     hash: str
+    detail: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,14 @@ class ChangeKind(enum.StrEnum):
     """Gone from the source, or no longer covered, and left in the target all the same."""
     SKIP = "skip"
     FAIL = "fail"
+    CONFLICT = "conflict"
+    """Two-way: several sides changed, and nothing decides between them."""
+    MERGE = "merge"
+    """Two-way: to be settled by looking at all sides. A plan for a person says what comes of it instead."""
 
     @property
     def sign(self) -> str:
-        return {"create": "+", "update": "~", "drift": "~", "delete": "-", "fail": "!"}.get(self, " ")
+        return {"create": "+", "update": "~", "drift": "~", "delete": "-", "fail": "!", "conflict": "!"}.get(self, " ")
 
     @property
     def op(self) -> Op | None:
@@ -36,7 +40,17 @@ class ChangeKind(enum.StrEnum):
             ChangeKind.UPDATE: Op.UPDATE,
             ChangeKind.DRIFT: Op.REPAIR,
             ChangeKind.DELETE: Op.DELETE,
+            ChangeKind.MERGE: Op.MERGE,
         }.get(self)
+
+
+@dataclass(frozen=True, slots=True)
+class FieldChanges:
+    """Which fields of a secret change, by their names."""
+
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +61,10 @@ class Change:
     kind: ChangeKind
     reason: str
     names: tuple[str, ...] = ()
+    fields: FieldChanges | None = None
+    """Told in a plan for a person alone, and only where both values can be read."""
+    side: str = ""
+    """Two-way: the side that would be written: `source`, or a target's id."""
 
 
 UNCHANGED = "nothing changed"

@@ -180,7 +180,7 @@ def uses(config: Config, vault_id: str) -> dict[str, list[Use]]:
     for sync in config.syncs.values():
         of_resource = wanted.setdefault(sync.source.resource, {})
         if sync.source.vault == vault_id:
-            of_resource[Use(sync.source.prefix)] = None
+            of_resource[Use(sync.source.prefix, write=sync.two_way, delete=sync.two_way and sync.delete.propagate)] = None
         for target in sync.targets:
             if target.vault == vault_id:
                 of_resource[Use(target.prefix, write=True, delete=sync.delete.propagate)] = None

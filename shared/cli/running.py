@@ -42,10 +42,10 @@ async def carry_out(app: App, out: Output, runs: Sequence[Run], *, write: bool) 
     """
     news, stop = asyncio.Event(), asyncio.Event()
     vaults = {
-        target.vault
+        unit.vault
         for run in runs
         if write and run.sync_id in app.config.syncs
-        for target in app.config.syncs[run.sync_id].targets
+        for unit in app.config.syncs[run.sync_id].units
     }
     loops = _loops(app, sorted(vaults), news)
     with Notices() as notices, _interruptible(stop, out):

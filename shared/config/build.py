@@ -26,7 +26,7 @@ from shared.config.problems import InvalidConfig, Place, Problem, closest, dotte
 from shared.config.result import Config
 from shared.config.yaml_source import Document, read_document
 from shared.mapping import why_left_out
-from shared.model import DeletePolicy, Granularity, RetryPolicy, Source, Sync, Target
+from shared.model import ConflictPolicy, DeletePolicy, Granularity, RetryPolicy, Source, Sync, Target
 from shared.overlaps import Route, find_cycles, find_overlaps
 from shared.rules import Base64, Build, Decrypt, Encrypt, FieldRules, Fill, Form, JsonPick, Step, Trim
 from shared.settings import VaultSettings
@@ -197,7 +197,7 @@ class _Builder:
             verify_targets=settings.verify_targets,
             on_existing=settings.on_existing,
             delete=DeletePolicy(**settings.delete.model_dump()),
-            conflict=settings.conflict,
+            conflict=ConflictPolicy(settings.conflict),
             retry_policy=RetryPolicy(**settings.retry_policy.model_dump()),
         )
         for index, renamed in enumerate(target.rename for target in targets):

@@ -47,5 +47,5 @@ def outline_of(config: Config) -> Outline:
         tuple(config.syncs),
         {sync.id: sync.schedule for sync in syncs if sync.enabled and sync.schedule},
         tuple(config.vaults),
-        tuple(dict.fromkeys(target.vault for sync in syncs for target in sync.targets)),
+        tuple(dict.fromkeys(vault for sync in syncs for vault in sync.written_vaults)),
     )

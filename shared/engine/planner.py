@@ -112,7 +112,7 @@ class Planner:
                 if run.paths is None:
                     await self._runs.recover(sync.id)
                 # The queues are those of written vaults: any of them does for a probe, which asks the source as well.
-                await self._prober.schedule(sync.targets[0].vault)
+                await self._prober.schedule(sync.units[0].vault)
             await self._runs.fail(job.run, str(error))
 
     # one planning -------------------------------------------------------------------------------------------------
@@ -136,13 +136,13 @@ class Planner:
         results = await asyncio.gather(
             *(
                 self._plan_target(run, sync, target, source, progress.get(target.id), deadline, pages)
-                for target in sync.targets
+                for target in sync.units
             ),
             return_exceptions=True,
         )
         await self._note_calls(run, sync, dict(source_calls))
         retry: list[SyncError] = []
-        for target, result in zip(sync.targets, results, strict=True):
+        for target, result in zip(sync.units, results, strict=True):
             worth_it = isinstance(result, StoreError) or job.attempt < sync.retry_policy.max_retries
             if isinstance(result, SyncError) and result.transient and worth_it:
                 retry.append(result)
@@ -192,7 +192,7 @@ class Planner:
     async def _note_calls(self, run: Run, sync: Sync, calls: Mapping[str, int]) -> None:
         """Listing the source belongs to no target: it is booked on the first."""
         for part in await self._store.list_progress(run.run_id):
-            if part.target == sync.targets[0].id:
+            if part.target == sync.units[0].id:
                 await self._store.save_slice(replace(part, calls=_sum([part.calls, calls])))
 
     async def _send_again(self, run: Run, sync: Sync, progress: Mapping[str, Progress]) -> None:
@@ -200,7 +200,7 @@ class Planner:
         if not progress:
             return
         for chunk in await self._store.list_chunks(run.run_id):
-            target = sync.target(chunk.target)
+            target = sync.unit(chunk.target)
             if target and not chunk.complete and not chunk.held:
                 await self._runs.send_chunk(run, chunk, target.vault)
 
@@ -270,17 +270,18 @@ class Planner:
             if (why := view.source.refused.get(path) or view.naming.refused.get(path)) is not None
         }
 
-        async def one(path: str) -> Change | None:
+        async def one(path: str) -> list[Change]:
             try:
                 return await view.compare(run, path)
             except (AccessDenied, InvalidSecret) as error:
                 # That is between this secret and us: the others go on.
                 refused[path] = str(error)
-                return None
+                return []
 
-        changes = await asyncio.gather(*[one(path) for path in paths if path not in refused])
-        unchanged = sum(change.kind in (ChangeKind.UNCHANGED, ChangeKind.SKIP) for change in changes if change)
-        return Slice([change for change in changes if change], refused, unchanged)
+        found = await asyncio.gather(*[one(path) for path in paths if path not in refused])
+        changes = [change for each in found for change in each]
+        unchanged = sum(change.kind in (ChangeKind.UNCHANGED, ChangeKind.SKIP) for change in changes)
+        return Slice(changes, refused, unchanged)
 
     # what comes of it -------------------------------------------------------------------------------------------------
 
@@ -302,7 +303,7 @@ class Planner:
             await pages.add(target, shown)
         else:
             await self._record_refused(run, view, done.refused)
-            for op in (Op.CREATE, Op.UPDATE, Op.REPAIR):
+            for op in (Op.CREATE, Op.UPDATE, Op.REPAIR, Op.MERGE):
                 due = [change.path for change in done.changes if change.kind.op is op]
                 name = f"{target.id}-{slices:06d}-{op}"
                 chunks += _chunks(run, target, op, due, name, cleanup=view.cleanup or run.allow_deletes)

@@ -210,7 +210,7 @@ class Runs:
             await self._close(run_id, RunStatus.FAILED, error)
             return
         sync = self._syncs.get(run.sync_id)
-        targets = {target.id: target.vault for target in sync.targets} if sync else {}
+        targets = {target.id: target.vault for target in sync.units} if sync else {}
         for chunk in chunks:
             if chunk.target in targets and not chunk.complete and not chunk.held:
                 await self.send_chunk(run, chunk, targets[chunk.target])
@@ -284,7 +284,7 @@ class Runs:
                 continue
             # The run goes on only once all is sent: when this stops half-way, it can be approved again.
             for chunk in await self._store.list_chunks(run_id):
-                target = sync.target(chunk.target)
+                target = sync.unit(chunk.target)
                 if target is None or chunk.complete:
                     continue
                 freed = await self._store.save_chunk(replace(chunk, held=False)) if chunk.held else chunk

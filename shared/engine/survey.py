@@ -152,8 +152,12 @@ class TargetView:
 
     # comparing --------------------------------------------------------------------------------------------------
 
-    async def compare(self, run: Run, path: str) -> Change | None:
-        """What shall happen to one path; None: it turns out to be gone from the source. Raises any VaultError."""
+    async def compare(self, run: Run, path: str) -> list[Change]:
+        """What shall happen to one path; nothing: it turns out to be gone from the source. Raises any VaultError."""
+        change = await self._compare(run, path)
+        return [] if change is None else [change]
+
+    async def _compare(self, run: Run, path: str) -> Change | None:
         state = self.states.get(path)
         entry = self.source.entries[path]
         names = self.naming.names.get(path)

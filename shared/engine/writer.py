@@ -45,7 +45,7 @@ class Writer:
         still_open = set(_open_paths(chunk))
         paths = [path for path in job.paths if path in still_open]
         sync = self._in.syncs.get(job.sync)
-        target = sync.target(job.target) if sync else None
+        target = sync.unit(job.target) if sync else None
         with counting() as calls:
             if not paths or chunk.held:
                 results = Results()

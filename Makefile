@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check servers test-real bench constraints reference fmt clean
+.PHONY: help install demo test check servers test-real bench constraints docs reference fmt clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ test-real: install ## contract, integration and end-to-end suites against the re
 
 bench: install ## throughput against a real Vault, as a ratio to a bare loop in the same run
 	@$(BIN)/python -m benchmarks
+
+docs: install ## these pages as a site, in site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 reference: install ## docs/configuration-reference.md and the schema for editors, from the models of the settings
 	@$(BIN)/python -m tests.reference

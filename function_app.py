@@ -41,7 +41,7 @@ def register(lazy_app: LazyApp) -> func.FunctionApp:
         log.error("only /health is served: %s while the configuration was read", type(error).__name__)  # noqa: TRY400
         found = None
     for route in ROUTES:
-        if found is not None or not route.needs_key:
+        if found is not None or not route.needs_config:
             _add_route(registered, lazy_app, route)
     if found is not None:
         _add_events(registered, lazy_app, found)

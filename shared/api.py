@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from shared.app import App
     from shared.model import Run, Sync
+    from shared.shapes import ObjectCounts, PauseReport, ProblemDetails, RunBegun, RunReport, StatusReport
 
 log = logging.getLogger("vaultferry.api")
 
@@ -76,6 +77,8 @@ class Route:
     """Without a slash in front; `{name}` stands for one segment."""
     handler: Handler
     needs_key: bool = True
+    needs_config: bool = True
+    """Whether it is there only where the configuration can be read."""
 
 
 class Problem(Exception):
@@ -128,7 +131,7 @@ def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | 
 
 
 def problem_response(problem: Problem, request: Request) -> Response:
-    content = {
+    content: ProblemDetails = {
         "type": "about:blank",
         "title": HTTPStatus(problem.status).phrase,
         "status": problem.status,
@@ -138,7 +141,7 @@ def problem_response(problem: Problem, request: Request) -> Response:
     return json_response(content, problem.status, {"Content-Type": PROBLEM_TYPE, **problem.headers})
 
 
-def run_json(run: Run) -> dict[str, Any]:
+def run_json(run: Run) -> RunReport:
     """A run as the interface shows it: the columns of `syncs_run`."""
     from shared.model import iso
 
@@ -147,7 +150,7 @@ def run_json(run: Run) -> dict[str, Any]:
         "sync_id": run.sync_id,
         "trigger": run.trigger,
         "dry_run": run.dry_run,
-        "status": str(run.status),
+        "status": run.status,
         "created_at": iso(run.created_at),
         "started_at": iso(run.started_at),
         "finished_at": iso(run.finished_at),
@@ -164,7 +167,7 @@ def run_json(run: Run) -> dict[str, Any]:
 
 
 def _begun(run: Run) -> Response:
-    content = {"run_id": run.run_id, "sync_id": run.sync_id, "status": str(run.status)}
+    content: RunBegun = {"run_id": run.run_id, "sync_id": run.sync_id, "status": run.status}
     return json_response(content, 202, {"Location": f"/runs/{run.run_id}"})
 
 
@@ -281,25 +284,24 @@ async def sync_status(apps: Apps, request: Request) -> Response:
             last = await app.engine.runs.view(run_id)
             break
     counts = await app.store.count_objects(sync.id)
-    shown = (
-        ObjectStatus.IN_SYNC,
-        ObjectStatus.PENDING,
-        ObjectStatus.FAILED,
-        ObjectStatus.CONFLICT,
-        ObjectStatus.SKIPPED,
-    )
-    return json_response(
-        {
-            "sync_id": sync.id,
-            "type": sync.type,
-            "enabled": sync.enabled,
-            "paused": control.paused,
-            "schedule": sync.schedule,
-            "next_run": _next_run(app, sync, control.paused),
-            "last_run": None if last is None else run_json(last),
-            "objects": {str(status): counts.get(status, 0) for status in shown},
-        }
-    )
+    objects: ObjectCounts = {
+        "in_sync": counts.get(ObjectStatus.IN_SYNC, 0),
+        "pending": counts.get(ObjectStatus.PENDING, 0),
+        "failed": counts.get(ObjectStatus.FAILED, 0),
+        "conflict": counts.get(ObjectStatus.CONFLICT, 0),
+        "skipped": counts.get(ObjectStatus.SKIPPED, 0),
+    }
+    report: StatusReport = {
+        "sync_id": sync.id,
+        "type": sync.type,
+        "enabled": sync.enabled,
+        "paused": control.paused,
+        "schedule": sync.schedule,
+        "next_run": _next_run(app, sync, control.paused),
+        "last_run": None if last is None else run_json(last),
+        "objects": objects,
+    }
+    return json_response(report)
 
 
 async def execute_sync(apps: Apps, request: Request) -> Response:
@@ -347,7 +349,8 @@ async def _set_paused(apps: Apps, request: Request, paused: bool) -> Response:
     _body(request, "Nothing")
     app, sync = await _sync(apps, request)
     control = await app.engine.runs.pause(sync.id, paused)
-    return json_response({"sync_id": sync.id, "paused": control.paused})
+    report: PauseReport = {"sync_id": sync.id, "paused": control.paused}
+    return json_response(report)
 
 
 async def replay_sync(apps: Apps, request: Request) -> Response:
@@ -457,6 +460,12 @@ async def health(apps: Apps, request: Request) -> Response:
     return json_response(report, 503 if report["status"] == "error" else 200)
 
 
+async def openapi(apps: Apps, request: Request) -> Response:
+    from shared.openapi import document
+
+    return json_response(document())
+
+
 async def metrics(apps: Apps, request: Request) -> Response:
     from shared.metrics import as_json, as_prometheus, collect
 
@@ -487,7 +496,9 @@ def _prefers_text(accept: str) -> bool:
 
 
 ROUTES = (
-    Route("health", "GET", "health", health, needs_key=False),
+    Route("health", "GET", "health", health, needs_key=False, needs_config=False),
+    # Without a key, as programs that read such documents have none. It tells what the published source tells.
+    Route("openapi", "GET", "openapi.json", openapi, needs_key=False),
     Route("metrics", "GET", "metrics", metrics),
     Route("syncs", "GET", "syncs", list_syncs),
     Route("sync", "GET", "syncs/{id}", get_sync),

@@ -7,9 +7,9 @@ has succeeded for two turns of its schedule. Monitors go by the status code: deg
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from shared.build_info import build_info
 from shared.errors import ConfigError, StoreError
@@ -20,17 +20,16 @@ from shared.timer_loop import next_tick
 
 if TYPE_CHECKING:
     from shared.app import App
+    from shared.shapes import Check, Checks, Health, HealthReport, SyncCheck
 
 PATIENCE = 10.0
 """Seconds for each thing that is looked at: a monitor does not wait for ever."""
 LATE = timedelta(minutes=5)
 
-Check = dict[str, Any]
 
-
-async def examine(get_app: Callable[[], Awaitable[App]]) -> dict[str, Any]:
+async def examine(get_app: Callable[[], Awaitable[App]]) -> HealthReport:
     """Look at everything, the app itself first. Raises nothing that it looks for."""
-    checks: dict[str, Any] = {}
+    checks: Checks = {}
     app: App | None = None
     try:
         async with asyncio.timeout(PATIENCE):
@@ -57,11 +56,11 @@ async def examine(get_app: Callable[[], Awaitable[App]]) -> dict[str, Any]:
     }
 
 
-def _worst(checks: Mapping[str, Any]) -> str:
-    syncs: Mapping[str, Check] = checks.get("syncs", {})
-    if any(check["status"] == "error" for name, check in checks.items() if name != "syncs"):
+def _worst(checks: Checks) -> Health:
+    whole = (checks.get("app"), checks.get("config"), checks.get("store"), checks.get("queues"))
+    if any(check is not None and check["status"] == "error" for check in whole):
         return "error"
-    return "degraded" if any(check["status"] != "ok" for check in syncs.values()) else "ok"
+    return "degraded" if any(check["status"] != "ok" for check in checks.get("syncs", {}).values()) else "ok"
 
 
 async def _store(app: App) -> tuple[Check, dict[str, Control]]:
@@ -81,24 +80,22 @@ async def _queues(app: App) -> Check:
     return _ok()
 
 
-async def _sync(app: App, control: Control) -> Check:
+async def _sync(app: App, control: Control) -> SyncCheck:
     sync = app.config.syncs[control.sync_id]
-    last: str | None = None
+    last: RunStatus | None = None
     try:
         async with asyncio.timeout(PATIENCE):
             run = await app.store.get_run(control.last_run) if control.last_run else None
-            last = None if run is None else str(run.status)
+            last = None if run is None else run.status
     except (StoreError, TimeoutError) as error:
-        return {**_error(_reason(error)), "last_success": iso(control.last_success_at)}
-    problem = _problem(sync, control, last, app.clock())
-    return {
-        **({"status": "degraded", "detail": problem} if problem else _ok()),
-        "last_success": iso(control.last_success_at),
-        "last_run": last,
-    }
+        return {"status": "error", "detail": _reason(error), "last_success": iso(control.last_success_at)}
+    check: SyncCheck = {"status": "ok", "last_success": iso(control.last_success_at), "last_run": last}
+    if problem := _problem(sync, control, last, app.clock()):
+        check["status"], check["detail"] = "degraded", problem
+    return check
 
 
-def _problem(sync: Sync, control: Control, last: str | None, now: datetime) -> str | None:
+def _problem(sync: Sync, control: Control, last: RunStatus | None, now: datetime) -> str | None:
     if not sync.enabled:
         return None
     if last in (RunStatus.FAILED, RunStatus.PARTIAL, RunStatus.BLOCKED):

@@ -124,7 +124,7 @@ class Target:
     vault: str
     prefix: str = ""
     name: str = "{path}"
-    """A template: see `shared.templates`."""
+    """A template of names."""
     granularity: Granularity = Granularity.SECRET
     rename: Mapping[str, str] = field(default_factory=dict)
     """Templates of single paths, which go before `name`."""

@@ -20,6 +20,7 @@ from shared.host_settings import HostSettings
 from shared.jobs import Message
 from shared.model import Run, Secret
 from shared.queue_loop import QueueLoop
+from tests.openapi import hold
 
 KEY = base64.b64encode(bytes(range(32))).decode()
 CONFIG = """
@@ -81,7 +82,9 @@ class Client:
             pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", route.template)
             if match := re.fullmatch(pattern, path.strip("/")):
                 request = Request(path, method, match.groupdict(), params or {}, headers, raw)
-                return await answer(route, self, request)
+                response = await answer(route, self, request)
+                hold(route, request, response)
+                return response
         raise LookupError(path)
 
     async def json(self, method: str, path: str, status: int = 200, **options: Any) -> Any:

@@ -85,6 +85,7 @@ def test_a_configuration_registers_its_timers_its_queues_and_every_route(tmp_pat
     }
     assert routes == {
         ("GET", "health", "anonymous"),
+        ("GET", "openapi.json", "anonymous"),
         ("GET", "metrics", "function"),
         ("GET", "syncs", "function"),
         ("GET", "syncs/{id}", "function"),

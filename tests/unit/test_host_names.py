@@ -49,7 +49,7 @@ def test_routes_are_relative_distinct_and_not_the_hosts_own(triggers: dict[str, 
     routes = [(t["route"], *sorted(map(str, t["methods"]))) for t in triggers.values() if t["type"] == "httpTrigger"]
     assert len(set(routes)) == len(routes)
     for route, *_ in routes:
-        assert re.fullmatch(r"[a-z_]+(?:/(?:[a-z_.]+|\{[a-z_]+\}))*", route), route
+        assert re.fullmatch(r"[a-z_.]+(?:/(?:[a-z_.]+|\{[a-z_]+\}))*", route), route
         # https://learn.microsoft.com/azure/azure-functions/functions-bindings-http-webhook-trigger#customize-the-http-endpoint
         assert route.split("/")[0] not in ("admin", "runtime")
 

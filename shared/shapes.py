@@ -1,0 +1,286 @@
+"""What goes over HTTP, in shape: the answers that `shared.api` and its neighbours build, and the records of the relay.
+
+mypy holds whoever builds an answer to its shape, and tests hold each answer to the document that `shared.openapi` makes
+of them. Other modules import this for type checkers only: a cold start has no use for pydantic.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, NotRequired, TypeAlias
+
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict
+
+from shared.model import Action, ObjectStatus, RunStatus
+from shared.plan import ChangeKind
+
+Time: TypeAlias = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+"""UTC, ISO 8601, with microseconds."""
+Count: TypeAlias = Annotated[int, Field(ge=0)]
+Page: TypeAlias = Annotated[str | None, Field(description="What `cursor` takes to go on; null: this is the end.")]
+
+
+@with_config(ConfigDict(use_attribute_docstrings=True))
+class Shape(TypedDict):
+    """What they have in common: docstrings of keys become descriptions."""
+
+
+# --- problems -----------------------------------------------------------------------------------------------------
+
+
+class ProblemDetails(Shape):
+    """Why a request was not granted (RFC 9457). It never repeats the request's body."""
+
+    type: Literal["about:blank"]
+    title: str
+    """What the status means."""
+    status: Annotated[int, Field(ge=400, le=599)]
+    detail: str
+    """What is wrong, and what to do about it."""
+    instance: NotRequired[str]
+    """The path that was asked for. Absent where the host itself answers."""
+
+
+# --- runs ---------------------------------------------------------------------------------------------------------
+
+
+class RunBegun(Shape):
+    """The run that was begun, or the one that is on its way."""
+
+    run_id: str
+    sync_id: str
+    status: RunStatus
+
+
+class RunReport(Shape):
+    """A run: the columns of the table `syncs_run`, counted as they are this moment."""
+
+    run_id: str
+    sync_id: str
+    trigger: str
+    """timer, manual, event or replay."""
+    dry_run: bool
+    status: RunStatus
+    created_at: Time | None
+    started_at: Time | None
+    finished_at: Time | None
+    planned: Count
+    """Secrets that were looked at, on all targets."""
+    written: Count
+    unchanged: Count
+    deleted: Count
+    failed: Count
+    conflicts: Count
+    drifted: Count
+    """Of those written: because others had changed the target."""
+    error: str | None
+    calls: dict[str, Count]
+    """API calls, by vault."""
+
+
+# --- syncs --------------------------------------------------------------------------------------------------------
+
+
+class SyncReport(Shape):
+    """A sync as it is configured, but for keys, constants and templates of values."""
+
+    sync_id: str
+    paused: bool
+    next_run: Time | None
+    """When its schedule starts it next; null: nothing will."""
+
+
+class SyncList(Shape):
+    items: list[SyncReport]
+    next_cursor: Page
+
+
+class PauseReport(Shape):
+    sync_id: str
+    paused: bool
+
+
+class ObjectCounts(Shape):
+    """Secrets that are remembered, by how they stand now."""
+
+    in_sync: Count
+    pending: Count
+    failed: Count
+    conflict: Count
+    skipped: Count
+
+
+class StatusReport(Shape):
+    """How a sync is doing."""
+
+    sync_id: str
+    type: str
+    enabled: bool
+    paused: bool
+    schedule: str | None
+    """Six cron fields, in UTC."""
+    next_run: Time | None
+    last_run: RunReport | None
+    """The one that is on its way, else the last that has ended."""
+    objects: ObjectCounts
+
+
+class PlannedChange(Shape):
+    """What would become of one secret on one target. It holds no value."""
+
+    target: str
+    path: str
+    change: ChangeKind
+    reason: str
+    names: list[str]
+    """What it is called on the target."""
+
+
+class PlanReport(Shape):
+    """A finished plan: what a run would do. Secrets that nothing would happen to are only counted."""
+
+    run_id: str
+    sync_id: str
+    status: RunStatus
+    created_at: Time | None
+    finished_at: Time | None
+    error: str | None
+    planned: Count
+    unchanged: Count
+    failed: Count
+    blocked: dict[str, str]
+    """By target: why its deletes would wait for somebody's approval."""
+    items: list[PlannedChange]
+
+
+class HistoryEntry(Shape):
+    """A row of the table `sync_history`: something that was done to one secret on one target."""
+
+    id: str
+    sync_object_id: str
+    sync_id: str
+    target: str
+    path: str
+    run_id: str | None
+    """Null: an event asked for it."""
+    action: Action
+    status: ObjectStatus
+    direction: str
+    """source_to_target or target_to_source."""
+    source_version: str | None
+    target_version: str | None
+    attempt: Count
+    error: str | None
+    detail: NotRequired[str | None]
+    """Of a conflict, as JSON: what the sides held (no values), which of them was taken, and by which rule."""
+    created_at: Time | None
+    previous_hash: str | None
+    """`hash` of the row before it of the same secret."""
+    hash: str
+
+
+class HistoryPage(Shape):
+    items: list[HistoryEntry]
+    next_cursor: Page
+
+
+# --- what others tell of ------------------------------------------------------------------------------------------
+
+
+class ChangeRecord(Shape):
+    """A path in a Vault that was written, as the relay tells it."""
+
+    vaultferry: Literal["change"]
+    mount: Annotated[str, Field(pattern="/$")]
+    """With the slash at its end, and without the namespace."""
+    path: str
+    """Below the mount, as it was sent: `data/apps/db`."""
+    namespace: NotRequired[str]
+    """With the slash at its end. Absent: the root."""
+    version: NotRequired[Annotated[int, Field(ge=1)]]
+    """The version that was written, where that is known."""
+    vault: NotRequired[str]
+    """The vault of the configuration that it comes from."""
+
+
+class GapRecord(Shape):
+    """Something may have been missed: all syncs that read there have a full run."""
+
+    vaultferry: Literal["gap"]
+    why: str
+    vault: NotRequired[str]
+    """Absent: every Vault."""
+
+
+# --- monitoring ---------------------------------------------------------------------------------------------------
+
+Health: TypeAlias = Literal["ok", "degraded", "error"]
+
+
+class Check(Shape):
+    status: Health
+    detail: NotRequired[str]
+    """What is wrong."""
+
+
+class SyncCheck(Check):
+    last_success: Time | None
+    last_run: NotRequired[RunStatus | None]
+    """How the last run ended. Absent: the store did not say."""
+
+
+class Checks(Shape, total=False):
+    """What was looked at; what could not be is absent."""
+
+    app: Check
+    config: Check
+    store: Check
+    queues: Check
+    syncs: dict[str, SyncCheck]
+
+
+class HealthReport(Shape):
+    """error: nothing can be carried at all. degraded: some sync did not go well, or is overdue."""
+
+    status: Health
+    version: str
+    commit: str | None
+    build_date: str | None
+    checks: Checks
+
+
+class SyncMetrics(Shape):
+    enabled: bool
+    paused: bool
+    active: bool
+    """Whether a run is on its way."""
+    runs: dict[str, Count]
+    """Runs that have ended, by how."""
+    targets: dict[str, dict[str, Count]]
+    """By target and outcome: secrets that ended runs have dealt with."""
+    objects: dict[ObjectStatus, Count]
+    last_run_status: RunStatus | None
+    last_run_seconds: float | None
+    last_success_at: Time | None
+    last_success_age_seconds: float | None
+
+
+class MetricsReport(Shape):
+    """From the store, so that it is right however many instances there are."""
+
+    syncs_configured: Count
+    syncs_enabled: Count
+    runner_running: bool
+    """True: store and queues answer."""
+    runs_active: Count
+    runs: dict[str, Count]
+    """Runs that have ended, by how."""
+    calls: dict[str, Count]
+    """API calls of ended runs, by vault."""
+    queues: dict[str, Count]
+    """About how many messages each holds."""
+    syncs: dict[str, SyncMetrics]
+
+
+Document: TypeAlias = dict[str, Any]
+"""JSON whose own rules are told elsewhere."""

@@ -14,6 +14,7 @@ Failures of the store itself are StoreError.
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -220,8 +221,12 @@ class Store(ABC):
 
 
 def chain_hash(previous_hash: str | None, row: Mapping[str, Any]) -> str:
-    """The hash of a history row: over the one before it and all of its own columns but `hash`."""
-    own = {key: value for key, value in row.items() if key not in ("hash", "previous_hash")}
+    """The hash of a history row: over the one before it and all of its own columns but `hash`.
+
+    A `detail` that is None is left out, so that rows from before there were details keep their hashes.
+    """
+    without = ("hash", "previous_hash") if row.get("detail") is not None else ("hash", "previous_hash", "detail")
+    own = {key: value for key, value in row.items() if key not in without}
     return hashlib.sha256(f"{previous_hash or ''}\n{canonical_json(own)}".encode()).hexdigest()
 
 
@@ -244,4 +249,10 @@ def history_columns(row: HistoryRow) -> dict[str, Any]:
         "created_at": iso(row.created_at),
         "previous_hash": row.previous_hash,
         "hash": row.hash,
+        "detail": row.detail,
     }
+
+
+def history_document(row: HistoryRow) -> dict[str, Any]:
+    """A history row as it is shown: `detail` as the object that it is."""
+    return history_columns(row) | {"detail": None if row.detail is None else json.loads(row.detail)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +17,7 @@ from shared.history import Broken, chain_hash
 from shared.model import (
     Action,
     Chunk,
+    Contested,
     Control,
     Event,
     HistoryRow,
@@ -28,6 +29,7 @@ from shared.model import (
     Progress,
     Run,
     RunStatus,
+    Sight,
     canonical_json,
     from_iso,
     iso,
@@ -83,6 +85,7 @@ OBJECT_COLUMNS = (
     "history_hash",
     "history_at",
     "source_version",
+    "contested",
 )
 HISTORY_COLUMNS = (
     "id",
@@ -101,6 +104,7 @@ HISTORY_COLUMNS = (
     "created_at",
     "previous_hash",
     "hash",
+    "detail",
 )
 
 
@@ -304,6 +308,7 @@ def object_columns(sync_object_id: str, state: ObjectState) -> Columns:
         "history_hash": state.history_hash,
         "history_at": iso(state.history_at),
         "source_version": state.source_version,
+        "contested": None if state.contested is None else canonical_json(asdict(state.contested)),
     }
 
 
@@ -314,6 +319,13 @@ def _of_parts(parts: tuple[Part, ...], values: list[str | None]) -> str | None:
     if not parts:
         return None
     return canonical_json({part.name: value for part, value in zip(parts, values, strict=True)})
+
+
+def _contested(text: str | None) -> Contested | None:
+    if text is None:
+        return None
+    columns = json.loads(text)
+    return Contested(tuple(Sight(**side) for side in columns["sides"]), columns["take"])
 
 
 def object_from(row: Mapping[str, Any], revision: str) -> ObjectState:
@@ -336,6 +348,7 @@ def object_from(row: Mapping[str, Any], revision: str) -> ObjectState:
         transient=bool(row["transient"]),
         run_id=row["run_id"],
         outcome=Outcome(row["outcome"]),
+        contested=_contested(row["contested"]),
         claim=row["claim"],
         claim_expires_at=from_iso(row["claim_expires_at"]),
         updated_at=from_iso(row["updated_at"]),
@@ -387,6 +400,7 @@ def next_row(sync_object_id: str, state: ObjectState, event: Event, tail: Tail, 
         "error": event.error,
         "created_at": iso(at),
         "previous_hash": tail.hash,
+        "detail": event.detail,
     }
     return columns | {"hash": chain_hash(tail.hash, columns)}
 
@@ -421,6 +435,7 @@ def history_from(row: Mapping[str, Any]) -> HistoryRow:
         created_at=_moment(row["created_at"]),
         previous_hash=row["previous_hash"],
         hash=row["hash"],
+        detail=row["detail"],
     )
 
 

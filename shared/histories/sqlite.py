@@ -154,7 +154,12 @@ CREATE TABLE syncs_seen (what TEXT NOT NULL PRIMARY KEY, until TEXT NOT NULL) WI
 CREATE INDEX syncs_seen_by_time ON syncs_seen (until);
 """
 
-SCHEMA = (_VERSION_1, _VERSION_2)
+_VERSION_3 = """
+ALTER TABLE sync_objects ADD COLUMN contested TEXT;
+ALTER TABLE sync_history ADD COLUMN detail TEXT;
+"""
+
+SCHEMA = (_VERSION_1, _VERSION_2, _VERSION_3)
 
 _RUN_SELECT = ", ".join(f'"{name}"' for name in RUN_COLUMNS)
 _OBJECT_SELECT = (*OBJECT_COLUMNS, "revision")

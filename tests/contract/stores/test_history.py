@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from shared.history import Save, Store, chain_hash, history_columns
-from shared.model import Action, HistoryRow, ObjectState, ObjectStatus, RunStatus, iso
+from shared.model import Action, HistoryRow, ObjectState, ObjectStatus, RunStatus, canonical_json, iso
 from tests.contract.stores.conftest import Behind, Clock
 from tests.contract.stores.helpers import SYNC, TARGET, all_pages, chunk, event, every, run, saved, state
 
@@ -63,6 +63,7 @@ async def test_each_event_is_a_row_linked_to_the_one_before(store: Store, clock:
         created_at=clock.now,
         previous_hash=oldest.hash,
         hash=newest.hash,
+        detail=None,
     )
     for row in (newest, oldest):
         assert row.hash == chain_hash(row.previous_hash, history_columns(row))
@@ -70,6 +71,56 @@ async def test_each_event_is_a_row_linked_to_the_one_before(store: Store, clock:
     assert oldest.id < newest.id
     assert (two.history_count, two.history_hash, two.history_at) == (2, newest.hash, newest.created_at)
     assert await store.get_objects(SYNC, TARGET, ["apps/秘密"]) == {"apps/秘密": two}
+
+
+DETAIL = canonical_json(
+    {
+        "rule": "the newest wins: source at 2026-05-01T12:00:00.000000Z, prod at 2026-05-01T11:00:00.000000Z",
+        "taken": "source",
+        "sides": [
+            {"side": side, "fingerprint": "f", "version": "3", "digest": "d" * 64, "changed_at": None}
+            for side in ("source", TARGET, "zweites/ziel 🔑")
+        ],
+    }
+)
+
+
+@pytest.mark.parametrize("detail", [DETAIL, DETAIL * 200, "{}", ""], ids=["usual", "long", "empty", "no text"])
+async def test_what_a_conflict_was_about_is_kept_and_is_part_of_the_chain(
+    store: Store, behind: Behind, clock: Clock, detail: str
+) -> None:
+    one = await saved(store, state("a"), event(Action.CREATE))
+    clock.pass_by(hours=1)
+    one = await saved(store, one, event(Action.CONFLICT, ObjectStatus.CONFLICT, detail=detail))
+    clock.pass_by(hours=1)
+    await saved(store, one, event(Action.RESOLVE))
+    rows = await history(store)
+    assert [row.detail for row in rows] == [None, detail, None]
+    assert await history(store, path="a") == rows
+    assert await history(store, status=ObjectStatus.CONFLICT) == [rows[1]]
+    assert [row.hash for row in rows] == [chain_hash(row.previous_hash, history_columns(row)) for row in rows]
+    clock.pass_by(hours=1)
+    assert not (await store.verify_history(SYNC)).broken
+    if len(detail) < 1000:
+        await behind.change(rows[1].id, "detail", detail + " ")
+        assert "row 2 was changed" in (await store.verify_history(SYNC)).broken[0].detail
+
+
+async def test_a_detail_that_was_put_in_or_taken_out_later_is_found(store: Store, behind: Behind, clock: Clock) -> None:
+    await grow(store, clock, "a", 3)
+    row = (await history(store))[1]
+    await behind.change(row.id, "detail", "{}")
+    assert "row 2 was changed" in (await store.verify_history(SYNC)).broken[0].detail
+
+
+async def test_a_row_without_a_detail_has_the_hash_that_it_always_had(store: Store) -> None:
+    await saved(store, state("a"), event(Action.CREATE, error="x"))
+    (row,) = await history(store)
+    columns = history_columns(row)
+    assert columns.pop("detail") is None
+    assert row.hash == chain_hash(None, columns)
+    # Computed when rows had no such column.
+    assert row.hash == "5239b872e8be5a5fb831b559e2d0f390cc36eeadeeae60e37c1a3bf573acaa55"
 
 
 async def test_times_strictly_increase_when_the_clock_stands_still_or_goes_back(store: Store, clock: Clock) -> None:
@@ -252,6 +303,19 @@ async def test_the_archive_takes_what_is_old_and_the_chains_still_hold(store: St
     one = await saved(store, one, event())
     assert one.history_count == 8
     assert not (await store.verify_history(SYNC)).broken
+
+
+async def test_an_archive_holds_what_conflicts_were_about(store: Store, clock: Clock) -> None:
+    one = await saved(store, state("a"), event(Action.CONFLICT, ObjectStatus.CONFLICT, detail=DETAIL))
+    one = await saved(store, one, event(Action.RESOLVE, detail=DETAIL * 200))
+    await saved(store, one, event())
+    lines: list[str] = []
+    assert await store.archive(clock.now + timedelta(days=1), lines.append) == 2
+    rows = [json.loads(line) for line in lines]
+    assert [row["detail"] for row in rows] == [DETAIL, DETAIL * 200]
+    for row in rows:
+        assert row["hash"] == chain_hash(row["previous_hash"], {k: v for k, v in row.items() if k != "record"})
+    assert not (await store.verify_history()).broken
 
 
 async def test_an_archive_can_follow_another_and_missing_rows_are_still_found(

@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 
 from shared.history import Save, Store
-from shared.model import ObjectState, ObjectStatus, Outcome, Part
+from shared.model import Action, Contested, ObjectState, ObjectStatus, Outcome, Part, Sight
 from tests.contract.stores.conftest import Clock
 from tests.contract.stores.helpers import HOSTILE, SYNC, TARGET, all_pages, event, every, saved, state
 
@@ -46,6 +46,35 @@ async def test_an_object_comes_back_as_it_was_saved(store: Store, clock: Clock, 
     assert replace(one, **STORE_SETS) == new
     assert one.updated_at == clock.now
     assert await store.get_objects(SYNC, TARGET, [new.path]) == {new.path: one}
+
+
+@pytest.mark.parametrize(
+    "contested",
+    [
+        Contested((Sight("source", "f", "3", "d" * 64, "2026-05-01T12:00:00.000000Z"), Sight(TARGET))),
+        Contested((Sight("source", "f"), Sight("zweites/ziel 🔑", digest='it\'s "one"')), take="zweites/ziel 🔑"),
+        Contested(tuple(Sight(f"spoke-{n}", "f" * 400, f"{n}", "d" * 64) for n in range(200)), take="source"),
+        Contested(()),
+    ],
+    ids=["two", "decided", "many", "none"],
+)
+async def test_a_conflict_comes_back_as_it_was_found_and_goes_when_it_is_settled(
+    store: Store, contested: Contested
+) -> None:
+    found = await saved(store, replace(FULL, contested=contested), event(Action.CONFLICT, ObjectStatus.CONFLICT))
+    assert found.contested == contested
+    assert await store.get_objects(SYNC, TARGET, [FULL.path]) == {FULL.path: found}
+    assert list((await store.page_objects(SYNC, status=ObjectStatus.CONFLICT)).items) == [found]
+    assert await every(store.list_objects(SYNC)) == [found]
+    taken = await saved(store, replace(found, contested=replace(contested, take=TARGET)))
+    assert await store.save_objects([Save(replace(found, contested=replace(contested, take="source")))]) == [None]
+    assert (await store.get_objects(SYNC, TARGET, [FULL.path]))[FULL.path] == taken
+    assert taken.contested is not None
+    assert taken.contested.take == TARGET
+    settled = await saved(store, replace(taken, status=ObjectStatus.IN_SYNC, contested=None))
+    assert await store.get_objects(SYNC, TARGET, [FULL.path]) == {FULL.path: settled}
+    assert settled.contested is None
+    assert (await store.page_objects(SYNC, status=ObjectStatus.CONFLICT)).items == []
 
 
 async def test_hostile_paths_are_kept_apart(store: Store) -> None:

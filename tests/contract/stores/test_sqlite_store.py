@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from shared.errors import StoreError
-from shared.histories.rows import object_columns
+from shared.histories.rows import Tail, next_row, object_columns, stamped
 from shared.histories.sqlite import SCHEMA, SqliteStore
-from shared.history import Save
-from shared.model import Action, Control, ObjectStatus, Part, RunStatus
+from shared.history import Save, chain_hash
+from shared.model import Action, Contested, Control, ObjectStatus, Part, RunStatus, Sight
 from shared.sqlite import Database
 from tests.contract.stores.conftest import Clock
 from tests.contract.stores.helpers import SYNC, TARGET, event, run, saved, state
@@ -209,7 +209,7 @@ async def test_a_file_of_the_first_version_is_migrated_and_keeps_everything(path
         "sync_objects": {
             name: value
             for name, value in object_columns(OLD.object_id, replace(OLD, updated_at=clock.now)).items()
-            if name != "source_version"
+            if name not in ("source_version", "contested")
         }
         | {"revision": 2},
     }
@@ -229,6 +229,39 @@ async def test_a_file_of_the_first_version_is_migrated_and_keeps_everything(path
         found = (await store.get_objects(SYNC, TARGET, ["a"]))["a"]
         assert found == replace(OLD, updated_at=clock.now, revision="2")
         await store.remember("batch:1", clock.now + timedelta(hours=1))
+        await store.aclose()
+
+
+async def test_chains_of_the_second_version_hold_after_the_migration_and_go_on(path: Path, clock: Clock) -> None:
+    db = Database(path)
+    await db.open()
+    await db.migrate("store", SCHEMA[:2])
+    tail, columns = Tail(), list[dict[str, Any]]()
+    for n in range(3):
+        clock.pass_by(minutes=1)
+        row = next_row(OLD.object_id, OLD, event(attempt=n), tail, clock.now)
+        del row["detail"]
+        assert row["hash"] == chain_hash(row["previous_hash"], row)
+        columns.append(row)
+        tail = Tail(n + 1, row["hash"], clock.now)
+    known = object_columns(OLD.object_id, stamped(OLD, tail, clock.now, None)) | {"revision": 3}
+    del known["contested"]
+
+    def fill(connection: sqlite3.Connection) -> None:
+        for table, row in (("sync_objects", known), *(("sync_history", row) for row in columns)):
+            marks = ", ".join("?" * len(row))
+            connection.execute(f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})", tuple(row.values()))
+
+    await db.write(fill)
+    await db.aclose()
+    for rows in (3, 4):
+        store = SqliteStore(Database(path), clock=clock)
+        await store.open()
+        verified = await store.verify_history()
+        assert (verified.rows, list(verified.broken)) == (rows, [])
+        found = (await store.get_objects(SYNC, TARGET, ["a"]))["a"]
+        contested = Contested((Sight("source", "f"), Sight(TARGET, "g")))
+        await saved(store, replace(found, contested=contested), event(Action.CONFLICT, detail="{}"))
         await store.aclose()
 
 

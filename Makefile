@@ -40,8 +40,9 @@ bench: install ## throughput against a real Vault, as a ratio to a bare loop in 
 docs: install ## these pages as a site, in site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-reference: install ## docs/configuration-reference.md and the schema for editors, from the models of the settings
+reference: install ## docs/configuration-reference.md, docs/http.md and the schema for editors, from the code
 	@$(BIN)/python -m tests.reference
+	@$(BIN)/python -m tests.http_reference
 
 constraints: ## newest versions that requirements.txt allows, into constraints.txt
 	@$(BIN)/python -m tests.constraints

@@ -73,8 +73,8 @@ _GZIP = Parameter("Content-Encoding", "How the body is packed.", {"enum": ["gzip
 _TOLD = {
     400: "Nothing of the body can be read.",
     404: "There is no such sync or vault in the configuration.",
-    413: f"The body has more than {MAX_SENT} bytes, unpacks to more than {MAX_UNPACKED}, or has more than {MAX_ENTRIES} "
-    "entries: send smaller batches.",
+    413: f"The body has more than {MAX_SENT >> 20} MiB, unpacks to more than {MAX_UNPACKED >> 20} MiB, or has more than "
+    f"{MAX_ENTRIES:,} entries: send smaller batches.",
     415: "A Content-Encoding other than gzip.",
 }
 
@@ -318,7 +318,7 @@ def _responses(route: Route, about: Operation, schemas: Mapping[str, Node]) -> N
         content: Node = {JSON_TYPE: {"schema": schemas[_key(type_)]}}
         if about.also_text:
             content[TEXT_TYPE] = {"schema": {"type": "string"}}
-        found[str(status)] = {"description": HTTPStatus(status).phrase, "content": content}
+        found[str(status)] = {"description": f"{HTTPStatus(status).phrase}.", "content": content}
         if about.located:
             described = "Where to look how it is going: /runs/{run_id}."
             found[str(status)]["headers"] = {"Location": {"description": described, "schema": {"type": "string"}}}

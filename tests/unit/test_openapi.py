@@ -23,7 +23,7 @@ from shared.api import ROUTES, Request, Response, Route
 from shared.audit import to_record
 from shared.notices import AuditNotice, GapNotice
 from shared.openapi import OPERATIONS, document
-from tests import openapi
+from tests import http_reference, openapi
 from tests.openapi import closed, operation, problems
 from tests.unit.apps import Client, make_app, seed, working
 
@@ -109,6 +109,11 @@ def test_nothing_of_it_is_made_before_it_is_asked_for() -> None:
     )
     ended = subprocess.run([sys.executable, "-c", script + "])"], cwd=ROOT, capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "[]"
+
+
+def test_the_page_is_made_from_it() -> None:
+    committed = http_reference.PAGE.read_text("utf-8")
+    assert committed == http_reference.page(), "the HTTP interface has changed; write the page anew: make reference"
 
 
 # --- requests -----------------------------------------------------------------------------------------------------

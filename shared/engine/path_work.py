@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 
+from shared.engine.place import Found, Place
 from shared.errors import AccessDenied, Conflict, InvalidSecret, SecretNotFound, Unavailable, VaultError
 from shared.history import Save, Store
 from shared.mapping import Digester, Mapper, why_left_out
@@ -74,24 +76,10 @@ class Later:
         return self.error.retry_after if isinstance(self.error, Unavailable) else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What a look at one target name saw; `digest` None: it is there and can not be read."""
-
-    entry: Entry | None = None
-    digest: str | None = None
-    live: bool = False
-
-    def holds(self, stored: str, digest: str, part: Part | None) -> bool:
-        """Whether this is what is wanted: just what would be stored now, or what was stored before and means the same."""
-        before = part.intended if part is not None and part.digest == digest else None
-        return self.live and self.digest is not None and self.digest in (stored, before)
-
-
 class _NotOurs(Exception):
     """A name is taken by somebody else's secret, and the configuration says what that means."""
 
-    def __init__(self, status: ObjectStatus, why: str, found: _Found, name: str) -> None:
+    def __init__(self, status: ObjectStatus, why: str, found: Found, name: str) -> None:
         super().__init__(why)
         self.status = status
         self.why = why
@@ -149,6 +137,10 @@ class PathWork:
     @property
     def by_event(self) -> bool:
         return self.run_id is None
+
+    @cached_property
+    def _place(self) -> Place:
+        return Place(self.vault, self.digester, self.owner)
 
     async def read_source(self, path: str) -> Secret:
         """The newest value. Raises any VaultError."""
@@ -259,10 +251,10 @@ class PathWork:
         early: Wanted | None,
     ) -> Settled:
         nothing_there = certain and self._nothing_there(op, before)
-        found: dict[str, _Found] = {}
+        found: dict[str, Found] = {}
         for name in [self.mapper.name(state.path)] if not self.mapper.by_field else list(draft.parts):
             if self._must_look(draft.parts.get(name), certain) and not nothing_there:
-                found[name] = await self._look(name)
+                found[name] = await self._place.look(name)
         try:
             # With compare-and-set, what was found is the version that the write expects: read again, so that no other
             # installation's newer value is taken for an older one.
@@ -282,7 +274,7 @@ class PathWork:
             await self._reserve(state, [name for name in wanted if name not in draft.parts])
         for name in wanted:
             if name not in found and self._must_look(draft.parts.get(name), certain) and not nothing_there:
-                found[name] = await self._look(name)
+                found[name] = await self._place.look(name)
         new = {name: digest for name, digest in stored.items() if name not in draft.parts}
         if self.by_event and self._might_be_another_paths(new, found):
             raise _ForPlan
@@ -326,13 +318,13 @@ class PathWork:
             return replace(settled, state=state, outcome=outcome)
         return settled
 
-    def _might_be_another_paths(self, new: Collection[str], found: Mapping[str, _Found]) -> bool:
+    def _might_be_another_paths(self, new: Collection[str], found: Mapping[str, Found]) -> bool:
         """Whether a name that the state knows nothing of is taken, and would become this path's: with an equal value too,
         for the next one would be written over the other path's. Otherwise it is left alone, whosever it is."""
         taken = any(name in found and found[name].live for name in new)
         return taken and not self.mapper.injective and self.sync.on_existing is OnExisting.OVERWRITE
 
-    def _will_write(self, digest: str, found: _Found | None) -> bool:
+    def _will_write(self, digest: str, found: Found | None) -> bool:
         """Whether a name that the state knows nothing of is going to be written, and so becomes ours."""
         if found is None or not found.live:
             return True
@@ -353,7 +345,7 @@ class PathWork:
         stored: str,
         before: ObjectState,
         draft: _Draft,
-        found: _Found | None,
+        found: Found | None,
     ) -> None:
         """Make one name hold what it should. Raises Conflict when it is not as expected, `_NotOurs`, any VaultError."""
         part = draft.parts.get(name)
@@ -361,7 +353,7 @@ class PathWork:
         expect: str | Expect = Expect.ANY
         if found is None and part is not None and part.digest is not None and not same_key:
             # The digest key changed: what the state remembers can not be compared, what is there can.
-            found = await self._look(name)
+            found = await self._place.look(name)
         if found is not None:
             if not found.live:
                 draft.unsure.discard(name)
@@ -379,16 +371,16 @@ class PathWork:
             expect = Expect.ABSENT
         if not self.vault.capabilities.compare_and_set:
             expect = Expect.ANY
-        entry = await self._set(name, item, stored, expect, draft)
+        entry = await self._place.set(name, item, stored, expect, draft.unsure.add)
         draft.created = draft.created or part is None or part.digest is None
-        draft.parts[name] = self._part(name, entry, digest, stored)
+        draft.parts[name] = self._place.part(name, entry, digest, stored)
         draft.written.append(name)
         draft.target_version = entry.version
 
-    def _same(self, name: str, part: Part | None, found: _Found, digest: str, same_key: bool, draft: _Draft) -> None:
+    def _same(self, name: str, part: Part | None, found: Found, digest: str, same_key: bool, draft: _Draft) -> None:
         """The target holds the right value already: because we wrote it and died, or because it was there."""
         entry = found.entry or Entry(name)
-        kept = self._part(name, entry, digest, found.digest or digest)
+        kept = self._place.part(name, entry, digest, found.digest or digest)
         if part is None or (part.digest is None and not self._may_be_ours(part, found)):
             draft.parts[name] = replace(kept, owned=False)
             draft.adopted.append(name)
@@ -405,7 +397,7 @@ class PathWork:
             draft.parts[name] = replace(kept, owned=part.owned)
         draft.target_version = entry.version
 
-    def _may_overwrite(self, name: str, part: Part | None, found: _Found) -> None:
+    def _may_overwrite(self, name: str, part: Part | None, found: Found) -> None:
         """Raises `_NotOurs` where a secret that this sync did not write is in the way."""
         owner = found.entry.owner if found.entry else None
         as_left = (
@@ -435,24 +427,11 @@ class PathWork:
         why = f"{name!r} was there before and holds something else (on_existing: fail)"
         raise _NotOurs(ObjectStatus.FAILED, why, found, name)
 
-    def _may_be_ours(self, part: Part, found: _Found) -> bool:
+    def _may_be_ours(self, part: Part, found: Found) -> bool:
         """Of a name that was only meant to be written: whether it holds what was meant, as far as that is known."""
         if not part.owned or part.intended in (None, found.digest):
             return part.owned
         return bool(self.owner and found.entry and found.entry.owner == self.owner)
-
-    async def _set(self, name: str, item: Secret, stored: str, expect: str | Expect, draft: _Draft) -> Entry:
-        """Write once. After a time-out it may have worked: look before it is called a failure."""
-        try:
-            return await self.vault.set_secret(name, item, expect=expect, owner=self.owner)
-        except Unavailable as error:
-            if not error.ambiguous:
-                raise
-            draft.unsure.add(name)
-            found = await self._look(name)
-            if found.live and found.digest == stored and found.entry is not None:
-                return found.entry
-            raise
 
     async def _reserve(self, state: ObjectState, names: list[str]) -> None:
         """Make sure that no other path has a field of this name. Only values tell such names, so no plan could see it."""
@@ -550,7 +529,7 @@ class PathWork:
                 except SecretNotFound:
                     draft.deleted.append(name)
                 except Unavailable as error:
-                    if not error.ambiguous or (await self._look(name)).live:
+                    if not error.ambiguous or (await self._place.look(name)).live:
                         raise
                     draft.deleted.append(name)
         del draft.parts[name]
@@ -558,7 +537,7 @@ class PathWork:
     async def _as_left(self, part: Part, digests: Collection[str]) -> Entry | None:
         """The target's entry if it is what we wrote; None: it is gone. Raises `_NotOurs` when somebody changed it since."""
         if part.digest is None or self.vault.capabilities.fingerprint is FingerprintCost.VALUE:
-            found = await self._look(part.name)
+            found = await self._place.look(part.name)
             entry, live = found.entry or Entry(part.name), found.live
             # After a death in the middle, or under a new digest key, only the source's present values are recognised.
             ours = {part.digest, part.intended, *digests}
@@ -580,45 +559,8 @@ class PathWork:
                 why = (
                     f"{part.name!r} may be what a job wrote that died, or somebody else's: not deleted; do that by hand"
                 )
-            raise _NotOurs(ObjectStatus.CONFLICT, why, _Found(entry, None, True), part.name)
+            raise _NotOurs(ObjectStatus.CONFLICT, why, Found(entry, None, True), part.name)
         return entry
-
-    # looking ------------------------------------------------------------------------------------------------------------
-
-    async def _look(self, name: str) -> _Found:
-        """Read what a target name holds now."""
-        try:
-            secret = await self.vault.get_secret(name)
-        except SecretNotFound:
-            return await self._look_at_tombstone(name)
-        except AccessDenied:
-            if self.vault.capabilities.fingerprint is FingerprintCost.VALUE:
-                raise
-            try:
-                entry = await self.vault.describe_secret(name)
-            except SecretNotFound:
-                # Not there, and not readable if it were: whether it may be written is for the write to find out.
-                return _Found()
-            if entry.enabled and entry.live:
-                raise
-            return _Found(entry, None, entry.live)
-        except InvalidSecret:
-            # It is there, and is nothing that we could have written.
-            return _Found(Entry(name), None, True) if self.vault.capabilities.fields else _Found(None, None, True)
-        return _Found(secret.entry or Entry(name), self.digester.digest(secret.fields), True)
-
-    async def _look_at_tombstone(self, name: str) -> _Found:
-        if not self.vault.capabilities.compare_and_set:
-            return _Found()
-        try:
-            return _Found(await self.vault.describe_secret(name))
-        except SecretNotFound:
-            return _Found()
-
-    def _part(self, name: str, entry: Entry, digest: str, stored: str) -> Part:
-        by_value = self.vault.capabilities.fingerprint is FingerprintCost.VALUE
-        fingerprint = f"{self.digester.key_id}:{stored}" if by_value else entry.fingerprint
-        return Part(name, fingerprint, entry.version, digest, intended=stored if stored != digest else None)
 
     def _note_source(self, secret: Secret, draft: _Draft) -> None:
         draft.source = secret.entry
@@ -626,9 +568,7 @@ class PathWork:
 
     def source_fingerprint(self, secret: Secret) -> str | None:
         """What tells this value of the source from its next one."""
-        if self.source.capabilities.fingerprint is FingerprintCost.VALUE:
-            return self.digester.fingerprint(secret.fields)
-        return secret.entry.fingerprint if secret.entry else None
+        return Place(self.source, self.digester).fingerprint(secret)
 
     # endings ------------------------------------------------------------------------------------------------------------
 

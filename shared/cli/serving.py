@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 from pathlib import Path
@@ -74,6 +75,8 @@ async def _serve(session: Session, host: str, port: int, listen: list[Address]) 
         stack.push_async_callback(function_app.lazy_app.aclose)
         if listen:
             await stack.enter_async_context(_relay(app, listen))
+        # A full collection would look through all that was loaded: some 200 ms in which nothing else is done.
+        gc.freeze()
         await serve_functions(
             function_app.app,
             queues=app.queues,

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check servers test-real bench constraints docs reference fmt clean
+.PHONY: help install demo test check servers azurite test-real bench constraints docs reference newcomer fmt clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ check: install ## lint, types and the architecture
 servers: install ## fetch the real Vault, Azurite and the Bitwarden command line into the user's cache
 	@$(BIN)/python -m tests.servers.fetch
 
+azurite: install ## the real Azurite, until Ctrl-C: the storage account of local.settings.example.json
+	@$(BIN)/python -m tests.servers.azurite
+
 test-real: install ## contract, integration and end-to-end suites against the real servers
 	@$(BIN)/python -m pytest -m real
 
@@ -44,6 +47,9 @@ reference: install ## docs/configuration-reference.md, docs/http.md and the sche
 	@$(BIN)/python -m tests.reference
 	@$(BIN)/python -m tests.http_reference
 
+newcomer: ## what README.md tells a newcomer to do, in a clean clone and an empty home directory
+	@$(PYTHON) tests/newcomer.py
+
 constraints: ## newest versions that requirements.txt allows, into constraints.txt
 	@$(BIN)/python -m tests.constraints
 
@@ -51,4 +57,4 @@ fmt: install ## format and fix what can be fixed
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean: ## remove what the targets above made here
-	@rm -rf $(VENV) .demo .bench .mypy_cache .pytest_cache .ruff_cache site *.egg-info
+	@rm -rf $(VENV) .demo .bench .mypy_cache .pytest_cache .ruff_cache .azurite site *.egg-info

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from shared.errors import Conflict, SecretNotFound, Unsupported, VaultError
@@ -22,6 +23,7 @@ class Kept:
     live: bool = True
     enabled: bool = True
     owner: str | None = None
+    updated_at: datetime | None = None
 
 
 Hook = Callable[[str, str, str], Awaitable[None]]
@@ -49,9 +51,21 @@ class Faults:
 class MemoryVault(Vault):
     kind = "memory"
 
-    def __init__(self, vault_id: str, capabilities: Capabilities | None = None) -> None:
+    def __init__(
+        self,
+        vault_id: str,
+        capabilities: Capabilities | None = None,
+        *,
+        clock: Callable[[], datetime] | None = None,
+        tombstones: bool | None = None,
+    ) -> None:
+        """`clock`: what its times are told by, in steps of the capabilities' resolution; None: it tells no times.
+        `tombstones`: whether a deleted secret's version stays; by default, where it compares and sets."""
         super().__init__(vault_id, Pacer(vault_id, concurrency=64, sleep=_no_sleep))
         self._capabilities = capabilities or Capabilities(FingerprintCost.PER_SECRET, compare_and_set=True)
+        self._clock = clock
+        self._tombstones = self._capabilities.compare_and_set if tombstones is None else tombstones
+        self._removed: dict[str, Kept] = {}
         self.kept: dict[str, Kept] = {}
         self.calls: Counter[str] = Counter()
         self.faults = Faults()
@@ -66,21 +80,39 @@ class MemoryVault(Vault):
     # what a person does behind Vaultferry's back ---------------------------------------------------------------------
 
     def put(self, name: str, fields: Fields | str) -> None:
-        self.kept[name] = Kept({"value": fields} if isinstance(fields, str) else dict(fields), self._next(name))
+        value = {"value": fields} if isinstance(fields, str) else dict(fields)
+        self.kept[name] = Kept(value, self._next(name), updated_at=self._stamp())
 
     def _next(self, name: str) -> int:
         """The version of the next write. Without tombstones, no two secrets that ever had a name share one."""
         kept = self.kept.get(name)
         self._revision += 1
-        if not self._capabilities.compare_and_set:
+        if not self._capabilities.compare_and_set or not self._tombstones:
             return self._revision
         return kept.version + 1 if kept else 1
 
+    def _stamp(self) -> datetime | None:
+        if self._clock is None:
+            return None
+        now, step = self._clock(), self._capabilities.time_resolution
+        return now if step is None else now - (now - datetime.min.replace(tzinfo=now.tzinfo)) % step
+
     def remove(self, name: str) -> None:
-        if self._capabilities.compare_and_set:
+        if self._tombstones:
             self.kept[name].live = False
         else:
-            del self.kept[name]
+            self._removed[name] = self.kept.pop(name)
+
+    def restore(self, name: str) -> bool:
+        """Bring back what was removed last, as it was: its version and its time are the old ones. False: there is none."""
+        kept = self.kept.get(name)
+        if kept is None and name in self._removed:
+            self.kept[name] = self._removed.pop(name)
+            return True
+        if kept is None or kept.live:
+            return False
+        kept.live = True
+        return True
 
     def values(self) -> dict[str, Any]:
         return {name: kept.fields for name, kept in sorted(self.kept.items()) if kept.live}
@@ -108,6 +140,7 @@ class MemoryVault(Vault):
             name,
             fingerprint=f"v{kept.version}-{kept.live}-{kept.owner}" if tells else None,
             version=str(kept.version) if self._capabilities.compare_and_set else None,
+            updated_at=kept.updated_at,
             live=kept.live if tells else True,
             enabled=kept.enabled,
             owner=kept.owner,
@@ -154,7 +187,7 @@ class MemoryVault(Vault):
             if expect is not Expect.ANY and expect != have:
                 raise Conflict(f"expected {expect}, found {have}", vault=self.id, path=name)
             mark = owner if self._capabilities.tags else None
-            new = Kept(dict(secret.fields), self._next(name), owner=mark)
+            new = Kept(dict(secret.fields), self._next(name), owner=mark, updated_at=self._stamp())
             self.kept[name] = new
             self.writes.append((name, dict(secret.fields)))
             return self._entry(name, new)

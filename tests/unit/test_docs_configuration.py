@@ -106,6 +106,13 @@ def test_a_part_is_part_of_a_valid_file(block: Piece, content: Any) -> None:
     assert misfit(content) is None
 
 
+def test_keys_that_are_commented_out_are_keys() -> None:
+    known = {key for name in (*whole()["$defs"], "") for key in _keys(name)}
+    found = [(block, key) for block in WHOLE for key in re.findall(r"^ *# *([a-z_]+): ", block.text, re.MULTILINE)]
+    assert found
+    assert [f"{block.page}:{block.line}: {key}" for block, key in found if key not in known] == []
+
+
 def test_keys_in_sentences_are_keys() -> None:
     found = list(spans())
     assert len(found) > 10

@@ -1,4 +1,4 @@
-"""What host.json says to the Functions host, for those who do its work on this machine."""
+"""What host.json and local.settings.json say to the Functions host, for those who do its work on this machine."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 from shared.errors import ConfigError
 
 HOST_JSON = Path(__file__).parent.parent / "host.json"
+LOCAL_SETTINGS = Path("local.settings.json")
+"""In the current folder, where `func start` looks for it."""
 
 _TIME_SPAN = re.compile(r"(?:(\d+)\.)?(\d+):([0-5]?\d):([0-5]?\d)(?:\.\d+)?")
 
@@ -54,6 +56,39 @@ def read_host_settings(path: Path = HOST_JSON) -> HostSettings:
         )
     except (AttributeError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def read_local_settings(path: Path = LOCAL_SETTINGS) -> dict[str, str]:
+    """What stands for environment variables that are not set (`Values`), but for what is left empty there; nothing when
+    there is no such file. Raises ConfigError, which quotes nothing of it.
+
+    https://learn.microsoft.com/azure/azure-functions/functions-develop-local#local-settings-file
+    """
+    problem = None
+    document: Any = None
+    try:
+        document = json.loads(path.read_text("utf-8-sig"))
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        problem = f"{path} can not be read: {error.strerror}"
+    except json.JSONDecodeError as error:
+        problem = f"{path}:{error.lineno}: not JSON"
+    except (ValueError, RecursionError):
+        problem = f"{path} is not JSON in UTF-8"
+    if problem:
+        raise ConfigError(problem)
+    values = document.get("Values", {}) if isinstance(document, dict) else None
+    if not isinstance(values, dict):
+        raise ConfigError(f'{path} must be {{"Values": {{NAME: TEXT}}}}, as in local.settings.example.json')
+    if document.get("IsEncrypted"):
+        raise ConfigError(f"{path} is encrypted: `func settings decrypt` writes it in the clear")
+    for name, value in values.items():
+        if not isinstance(value, str):
+            raise ConfigError(f"{path}: {name} must be text, in quotes")
+        if not name or "=" in name or "\0" in name + value:
+            raise ConfigError(f"{path}: {name!r} can not be an environment variable")
+    return {name: value for name, value in values.items() if value}
 
 
 def _seconds(settings: Mapping[str, Any], name: str, default: float) -> float:

@@ -6,6 +6,7 @@ Exit codes: 0 fine, 1 something failed, 2 the configuration or the use is wrong,
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shlex
 import sys
@@ -18,11 +19,14 @@ import typer
 
 from shared.cli.output import BAD, QUIET, UNSURE, Output
 from shared.errors import ConfigError, Refused, StoreError, SyncError, VaultError
+from shared.host_settings import LOCAL_SETTINGS, read_local_settings
 
 if TYPE_CHECKING:
     from shared.app import App
     from shared.config import Config
     from shared.model import Sync
+
+log = logging.getLogger("vaultferry.cli")
 
 FINE, FAILED, WRONG_USE, CHANGES, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -40,6 +44,17 @@ def _from_environment() -> str | None:
 
     given = os.environ.get(LEVEL, "").strip().lower()
     return given if given in LEVELS else None
+
+
+def _adopt_local_settings() -> tuple[list[str], ConfigError | None]:
+    """Set what local.settings.json sets and the environment does not: a command and `func start` in the same folder work
+    on the same store. Which names; or what is wrong with the file."""
+    try:
+        found = {name: value for name, value in read_local_settings().items() if not os.environ.get(name)}
+    except ConfigError as error:
+        return [], error
+    os.environ.update(found)
+    return sorted(found), None
 
 
 ConfigOption: TypeAlias = Annotated[
@@ -77,6 +92,7 @@ class Session:
         self, context: typer.Context, config: str | None, as_json: bool, log_level: str | None, *, default_level: str
     ) -> None:
         before: Common = context.obj or Common()
+        self._settings, self._trouble = _adopt_local_settings()
         self.config_option = config or before.config
         self.out = Output(as_json=as_json or before.as_json)
         self.env = os.environ
@@ -125,6 +141,7 @@ class Session:
         """Turn whatever is raised into a message and an exit code."""
         self._log()
         try:
+            self._tell_settings()
             yield
         except (typer.Exit, BrokenPipeError):
             raise
@@ -136,6 +153,12 @@ class Session:
         except Exception as error:  # noqa: BLE001 - a person gets a message, whatever it is
             self._tell_unexpected(error)
             raise typer.Exit(FAILED) from None
+
+    def _tell_settings(self) -> None:
+        if self._trouble is not None:
+            raise self._trouble
+        if self._settings:
+            log.info("%s sets %s", LOCAL_SETTINGS, ", ".join(self._settings))
 
     def _log(self) -> None:
         from shared.cli.logs import to_stderr

@@ -162,7 +162,7 @@ def azurite() -> Iterator[str]:
                 cwd=folder,
             )
         try:
-            yield _connection_string(_wait_for_azurite(process, log))
+            yield connection_string(_wait_for_azurite(process, log))
         finally:
             _stop(process)
 
@@ -177,7 +177,8 @@ def _wait_for_azurite(process: "subprocess.Popen[bytes]", log: Path) -> dict[str
     raise RuntimeError(f"Azurite does not start:\n{_tail(log)}")
 
 
-def _connection_string(urls: dict[str, str]) -> str:
+def connection_string(urls: dict[str, str]) -> str:
+    """Of Azurite's one account, by the addresses of its services: Blob, Queue, Table."""
     endpoints = ";".join(f"{service}Endpoint={url}/{_AZURITE_ACCOUNT}" for service, url in urls.items())
     return f"DefaultEndpointsProtocol=http;AccountName={_AZURITE_ACCOUNT};AccountKey={_AZURITE_KEY};{endpoints};"
 

@@ -10,11 +10,13 @@ help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 $(BIN)/vaultferry: pyproject.toml requirements.txt constraints.txt
+	@echo "Installing into $(VENV), which takes a minute or two and is done once."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,docs,fast]' --constraint constraints.txt
 	@touch $@
 
 install: $(BIN)/vaultferry ## make .venv with the vaultferry command
+	@:
 
 demo: install ## forty secrets from Vault to Key Vault and a second Vault, on throw-away servers
 	@$(BIN)/python -m sandbox.demo

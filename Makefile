@@ -10,7 +10,7 @@ help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 $(BIN)/vaultferry: pyproject.toml requirements.txt constraints.txt
-	@echo "Installing into $(VENV), which takes a minute or two and is done once."
+	@echo "Installing into $(VENV), which takes a minute or two the first time."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,docs,fast]' --constraint constraints.txt
 	@touch $@

@@ -35,6 +35,7 @@ ENVIRONMENT = """\
 ## The environment
 
 Besides what the file itself refers to, these variables are read. `vaultferry serve` and Azure Functions read the same.
+On one machine, [local.settings.json](local.md#what-reads-localsettingsjson) stands for variables that are not set.
 
 | variable | meaning |
 | --- | --- |

@@ -116,7 +116,8 @@ def test_keys_that_are_commented_out_are_keys() -> None:
 def test_keys_in_sentences_are_keys() -> None:
     found = list(spans())
     assert len(found) > 10
-    assert {str(span): why for span, content in found if (why := misfit(content))} == {}
+    wrong = [f"{span}: {why}" for span, content in found if (why := misfit(content))]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_what_is_no_configuration_is_noticed() -> None:
@@ -143,4 +144,4 @@ def test_paths_of_keys_lead_to_keys() -> None:
             if re.fullmatch(r"[a-z_]+(\.[a-z_]+)+(?<!\.py)(?<!\.json)(?<!\.yaml)", span.text):
                 keys = span.text.split(".")
                 wrong += [str(span) for key, child in pairwise(keys) if key in below and child not in below[key]]
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from shared import jobs
 from shared.cli import app as commands
+from shared.jobs import WRITE_QUEUE_PREFIX
+from shared.resources import resources
 from tests.cli_world import loggers_as_before
 
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """\
 vaults:
   hub: {kind: file, path: a.vault, key: "kkkkkkkkkkkkkkkkkkkkkkkkkkkkkkkk"}
@@ -113,3 +118,23 @@ def test_a_reference_to_a_key_vault_is_not_looked_into(folder: Path) -> None:
     secret = {"reference": {"keyVault": {"id": "/x"}, "secretName": "digest"}}
     file.write_text(json.dumps({"parameters": {"digestKey": secret, **{k: {"value": v} for k, v in FITTING.items()}}}))
     assert run("--parameters", "p.json").exit_code == 0
+
+
+def test_no_name_of_the_storage_account_stands_anywhere_but_in_the_list() -> None:
+    everything = resources(["x"])
+    names = {*everything.queues, *everything.tables, WRITE_QUEUE_PREFIX}
+    homes = {"shared/resources.py", "shared/jobs.py"}
+    # What Bicep is told is compared with the list by a test of its own.
+    homes.add("shared/cli/deploying.py")
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for path in [ROOT / "function_app.py", *(ROOT / "shared").rglob("*.py")]
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and any(name == node.value for name in names)
+    }
+    assert found == homes
+
+
+def test_queues_of_jobs_are_in_the_list_whatever_they_are_called() -> None:
+    constants = {value for name, value in vars(jobs).items() if name.endswith("_QUEUE")}
+    assert constants <= set(resources([]).queues)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from shared.model import DeletePolicy, Entry, ObjectState, ObjectStatus, Op
 
@@ -54,6 +54,26 @@ class FieldChanges:
 
 
 @dataclass(frozen=True, slots=True)
+class Trace:
+    """What a name held when it was looked at, as far as it takes to tell that it holds another value now."""
+
+    fingerprint: str | None = None
+    """A hash of it; None: the vault does not tell."""
+    version: str | None = None
+    digest: str | None = None
+    """A hash of the keyed digest; None: the value was not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What a change rests on: both sides as they were when it was planned. None: there was nothing."""
+
+    source: Trace | None = None
+    target: Mapping[str, Trace | None] = field(default_factory=dict)
+    """By name."""
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
     """What shall happen to one path on one target, and why."""
 
@@ -65,6 +85,8 @@ class Change:
     """Told in a plan for a person alone, and only where both values can be read."""
     side: str = ""
     """Two-way: the side that would be written: `source`, or a target's id."""
+    basis: Basis | None = None
+    """In a plan for a person, where both sides could be looked at: so that exactly this can be carried out later."""
 
 
 UNCHANGED = "nothing changed"
@@ -130,6 +152,16 @@ def gone(state: ObjectState, left_out: str | None, policy: DeletePolicy) -> Chan
     if not policy.propagate:
         return Change(state.path, ChangeKind.KEEP, f"{why}; kept, because delete.propagate is false", names)
     return Change(state.path, ChangeKind.DELETE, why, names)
+
+
+def has_moved(before: Trace | None, now: Trace | None) -> bool:
+    """Whether a name holds another value than before. What can not be told has."""
+    if before is None or now is None:
+        return before is not now
+    if before.fingerprint is not None and now.fingerprint is not None:
+        return before.fingerprint != now.fingerprint
+    # A young secret has no fingerprint yet.
+    return before.digest is None or before.digest != now.digest
 
 
 def leftovers(state: ObjectState, names: Sequence[str]) -> tuple[str, ...]:

@@ -76,7 +76,7 @@ class Later:
         return self.error.retry_after if isinstance(self.error, Unavailable) else None
 
 
-class _NotOurs(Exception):
+class NotOurs(Exception):
     """A name is taken by somebody else's secret, and the configuration says what that means."""
 
     def __init__(self, status: ObjectStatus, why: str, found: Found, name: str) -> None:
@@ -139,8 +139,13 @@ class PathWork:
         return self.run_id is None
 
     @cached_property
-    def _place(self) -> Place:
+    def place(self) -> Place:
+        """The target's vault."""
         return Place(self.vault, self.digester, self.owner)
+
+    @cached_property
+    def source_place(self) -> Place:
+        return Place(self.source, self.digester)
 
     async def read_source(self, path: str) -> Secret:
         """The newest value. Raises any VaultError."""
@@ -225,7 +230,7 @@ class PathWork:
                 return Later(busy=True, state=_with_parts(state, draft))
             except _ForPlan:
                 return Later(busy=True, for_plan=True, state=replace(_with_parts(state, draft), status=before.status))
-            except _NotOurs as found:
+            except NotOurs as found:
                 return self._not_ours(before, _with_parts(state, draft), draft, found)
             except Unavailable as error:
                 state = _with_parts(state, draft)
@@ -254,7 +259,7 @@ class PathWork:
         found: dict[str, Found] = {}
         for name in [self.mapper.name(state.path)] if not self.mapper.by_field else list(draft.parts):
             if self._must_look(draft.parts.get(name), certain) and not nothing_there:
-                found[name] = await self._place.look(name)
+                found[name] = await self.place.look(name)
         try:
             # With compare-and-set, what was found is the version that the write expects: read again, so that no other
             # installation's newer value is taken for an older one.
@@ -274,28 +279,28 @@ class PathWork:
             await self._reserve(state, [name for name in wanted if name not in draft.parts])
         for name in wanted:
             if name not in found and self._must_look(draft.parts.get(name), certain) and not nothing_there:
-                found[name] = await self._place.look(name)
+                found[name] = await self.place.look(name)
         new = {name: digest for name, digest in stored.items() if name not in draft.parts}
         if self.by_event and self._might_be_another_paths(new, found):
             raise _ForPlan
         due = {name: digest for name, digest in new.items() if self._will_write(digest, found.get(name))}
         state = await self._intend(state, draft, due)
-        skipped: _NotOurs | None = None
+        skipped: NotOurs | None = None
         for name, item in wanted.items():
             try:
                 await self._put(name, item, digests[name], stored[name], before, draft, found.get(name))
-            except _NotOurs as taken:
+            except NotOurs as taken:
                 if taken.status is not ObjectStatus.SKIPPED:
                     raise
                 # The other fields go on: it is one name that is left alone.
                 skipped = taken
                 draft.parts[name] = _left_alone(taken)
-        doubtful: _NotOurs | None = None
+        doubtful: NotOurs | None = None
         if cleanup:
             for name in [name for name in draft.parts if name not in wanted]:
                 try:
                     await self._remove(name, draft, set(digests.values()))
-                except _NotOurs as found_there:
+                except NotOurs as found_there:
                     if draft.parts[name].digest is None or not self._can_tell(before):
                         # Nobody knows whose it is: kept in mind until a person has decided.
                         draft.parts[name] = replace(draft.parts[name], digest=None)
@@ -347,21 +352,21 @@ class PathWork:
         draft: _Draft,
         found: Found | None,
     ) -> None:
-        """Make one name hold what it should. Raises Conflict when it is not as expected, `_NotOurs`, any VaultError."""
+        """Make one name hold what it should. Raises Conflict when it is not as expected, `NotOurs`, any VaultError."""
         part = draft.parts.get(name)
         same_key = before.digest_key_id in (None, self.digester.key_id)
         expect: str | Expect = Expect.ANY
         if found is None and part is not None and part.digest is not None and not same_key:
             # The digest key changed: what the state remembers can not be compared, what is there can.
-            found = await self._place.look(name)
+            found = await self.place.look(name)
         if found is not None:
             if not found.live:
                 draft.unsure.discard(name)
             if found.holds(stored, digest, part):
                 self._same(name, part, found, digest, same_key, draft)
                 return
-            if found.live:
-                self._may_overwrite(name, part, found)
+            if found.live and (taken := self.in_the_way(name, part, found)) is not None:
+                raise taken
             expect = (found.entry.version if found.entry else None) or Expect.ABSENT
         elif part is not None and part.digest == digest:
             return
@@ -371,16 +376,16 @@ class PathWork:
             expect = Expect.ABSENT
         if not self.vault.capabilities.compare_and_set:
             expect = Expect.ANY
-        entry = await self._place.set(name, item, stored, expect, draft.unsure.add)
+        entry = await self.place.set(name, item, stored, expect, draft.unsure.add)
         draft.created = draft.created or part is None or part.digest is None
-        draft.parts[name] = self._place.part(name, entry, digest, stored)
+        draft.parts[name] = self.place.part(name, entry, digest, stored)
         draft.written.append(name)
         draft.target_version = entry.version
 
     def _same(self, name: str, part: Part | None, found: Found, digest: str, same_key: bool, draft: _Draft) -> None:
         """The target holds the right value already: because we wrote it and died, or because it was there."""
         entry = found.entry or Entry(name)
-        kept = self._place.part(name, entry, digest, found.digest or digest)
+        kept = self.place.part(name, entry, digest, found.digest or digest)
         if part is None or (part.digest is None and not self._may_be_ours(part, found)):
             draft.parts[name] = replace(kept, owned=False)
             draft.adopted.append(name)
@@ -397,8 +402,8 @@ class PathWork:
             draft.parts[name] = replace(kept, owned=part.owned)
         draft.target_version = entry.version
 
-    def _may_overwrite(self, name: str, part: Part | None, found: Found) -> None:
-        """Raises `_NotOurs` where a secret that this sync did not write is in the way."""
+    def in_the_way(self, name: str, part: Part | None, found: Found) -> NotOurs | None:
+        """Why a secret that is there, and is not what is wanted, is not to be overwritten; None: it is."""
         owner = found.entry.owner if found.entry else None
         as_left = (
             part is not None
@@ -408,24 +413,24 @@ class PathWork:
             and part.fingerprint == found.entry.fingerprint
         )
         if owner and self.owner and owner != self.owner and not as_left:
-            raise _NotOurs(
+            return NotOurs(
                 ObjectStatus.CONFLICT,
                 f"{name!r} is marked as written by {owner!r}: two syncs write it; change one of them, or delete it there",
                 found,
                 name,
             )
         if self.sync.on_existing is OnExisting.OVERWRITE:
-            return
+            return None
         if part is not None and part.owned:
             if part.digest is not None or (part.intended is not None and self._may_be_ours(part, found)):
-                return
+                return None
             why = f"{name!r} may be what a job wrote that died, or somebody else's: not overwritten; delete it by hand"
-            raise _NotOurs(ObjectStatus.CONFLICT, why, found, name)
+            return NotOurs(ObjectStatus.CONFLICT, why, found, name)
         if self.sync.on_existing is OnExisting.SKIP:
             why = f"{name!r} was there before and is left alone (on_existing: skip)"
-            raise _NotOurs(ObjectStatus.SKIPPED, why, found, name)
+            return NotOurs(ObjectStatus.SKIPPED, why, found, name)
         why = f"{name!r} was there before and holds something else (on_existing: fail)"
-        raise _NotOurs(ObjectStatus.FAILED, why, found, name)
+        return NotOurs(ObjectStatus.FAILED, why, found, name)
 
     def _may_be_ours(self, part: Part, found: Found) -> bool:
         """Of a name that was only meant to be written: whether it holds what was meant, as far as that is known."""
@@ -519,7 +524,7 @@ class PathWork:
         forget it if it is not ours or gone already."""
         part = draft.parts[name]
         if part.owned:
-            entry = await self._as_left(part, digests)
+            entry = await self.as_left(part, digests)
             if entry is not None:
                 expect = entry.version if self.vault.capabilities.compare_and_set and entry.version else Expect.ANY
                 try:
@@ -529,15 +534,15 @@ class PathWork:
                 except SecretNotFound:
                     draft.deleted.append(name)
                 except Unavailable as error:
-                    if not error.ambiguous or (await self._place.look(name)).live:
+                    if not error.ambiguous or (await self.place.look(name)).live:
                         raise
                     draft.deleted.append(name)
         del draft.parts[name]
 
-    async def _as_left(self, part: Part, digests: Collection[str]) -> Entry | None:
-        """The target's entry if it is what we wrote; None: it is gone. Raises `_NotOurs` when somebody changed it since."""
+    async def as_left(self, part: Part, digests: Collection[str]) -> Entry | None:
+        """The target's entry if it is what we wrote; None: it is gone. Raises `NotOurs` when somebody changed it since."""
         if part.digest is None or self.vault.capabilities.fingerprint is FingerprintCost.VALUE:
-            found = await self._place.look(part.name)
+            found = await self.place.look(part.name)
             entry, live = found.entry or Entry(part.name), found.live
             # After a death in the middle, or under a new digest key, only the source's present values are recognised.
             ours = {part.digest, part.intended, *digests}
@@ -559,7 +564,7 @@ class PathWork:
                 why = (
                     f"{part.name!r} may be what a job wrote that died, or somebody else's: not deleted; do that by hand"
                 )
-            raise _NotOurs(ObjectStatus.CONFLICT, why, Found(entry, None, True), part.name)
+            raise NotOurs(ObjectStatus.CONFLICT, why, Found(entry, None, True), part.name)
         return entry
 
     def _note_source(self, secret: Secret, draft: _Draft) -> None:
@@ -568,7 +573,7 @@ class PathWork:
 
     def source_fingerprint(self, secret: Secret) -> str | None:
         """What tells this value of the source from its next one."""
-        return Place(self.source, self.digester).fingerprint(secret)
+        return self.source_place.fingerprint(secret)
 
     # endings ------------------------------------------------------------------------------------------------------------
 
@@ -607,7 +612,7 @@ class PathWork:
         failed = replace(state, status=ObjectStatus.FAILED, error=why, transient=False)
         return Settled(failed, Outcome.FAILED, fail_event(before, failed, self.run_id, self.attempt))
 
-    def _not_ours(self, before: ObjectState, state: ObjectState, draft: _Draft, found: _NotOurs) -> Settled:
+    def _not_ours(self, before: ObjectState, state: ObjectState, draft: _Draft, found: NotOurs) -> Settled:
         ended = replace(state, status=found.status, error=found.why, transient=False)
         outcome = {
             ObjectStatus.FAILED: Outcome.FAILED,
@@ -638,7 +643,7 @@ def is_uncertain(state: ObjectState) -> bool:
     return state.revision is not None and not ended
 
 
-def _left_alone(taken: _NotOurs) -> Part:
+def _left_alone(taken: NotOurs) -> Part:
     """Remembered as it is, so that it costs nothing while nobody changes it."""
     entry = taken.found.entry
     return Part(taken.name, entry.fingerprint if entry else None, entry.version if entry else None, owned=False)

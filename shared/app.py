@@ -278,6 +278,7 @@ class App:
                     sync.id: owner_mark(sync, vault_address(config.vaults[sync.source.vault]))
                     for sync in config.syncs.values()
                 },
+                addresses={vault_id: vault_address(settings) for vault_id, settings in config.vaults.items()},
                 clock=self.clock,
             )
         )

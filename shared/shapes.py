@@ -125,6 +125,14 @@ class StatusReport(Shape):
     objects: ObjectCounts
 
 
+class ChangedFields(Shape):
+    """Which fields would change, by their names; with granularity `field`, which names on the target."""
+
+    added: list[str]
+    changed: list[str]
+    removed: list[str]
+
+
 class PlannedChange(Shape):
     """What would become of one secret on one target. It holds no value."""
 
@@ -134,6 +142,12 @@ class PlannedChange(Shape):
     reason: str
     names: list[str]
     """What it is called on the target."""
+    side: str | None
+    """Of a two-way sync: the side that would be written, `source` or a target. null: the target."""
+    fields: ChangedFields | None
+    """null: not known, because a value could not be read or is encrypted on the way, or because nothing is written."""
+    held: bool
+    """Whether it would wait for somebody's approval: see `blocked`."""
 
 
 class PlanReport(Shape):

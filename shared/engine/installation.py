@@ -32,6 +32,8 @@ class Installation:
     digester: Digester
     owner_marks: Mapping[str, str] = field(default_factory=dict)
     """By sync id: what marks a secret as written by it, where the target has tags."""
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    """By vault id: where it is. A plan for one place is not carried out in another."""
     clock: Callable[[], datetime] = utcnow
     planning_budget: float = 240.0
     """Seconds after which planning goes on in a new job, so that no execution outlives its host's patience."""

@@ -18,9 +18,11 @@ from dataclasses import dataclass, replace
 from shared import jobs
 from shared.engine.delete_window import recent_deletes
 from shared.engine.document import PlanDocument
+from shared.engine.field_changes import look_closer
 from shared.engine.installation import Installation, backoff
 from shared.engine.probe import Prober
 from shared.engine.runs import Runs
+from shared.engine.saved_plan import configuration_of
 from shared.engine.survey import SourceView, TargetView
 from shared.engine.tally import HELD_SUFFIX
 from shared.errors import AccessDenied, InvalidSecret, StoreError, SyncError, Unavailable, VaultError
@@ -163,7 +165,7 @@ class Planner:
         if current is None or current.status is not RunStatus.PLANNING:
             return
         if run.dry_run:
-            await pages.close(sync)
+            await pages.close(sync, configuration_of(self._in, sync))
             errors = [f"{p.target}: {p.error}" for p in await self._store.list_progress(run.run_id) if p.error]
             status = RunStatus.FAILED if errors else RunStatus.SUCCEEDED
             ended = replace(
@@ -299,8 +301,7 @@ class Planner:
         slices = progress.slices + 1
         chunks: list[Chunk] = []
         if run.dry_run:
-            shown = [*done.changes, *(Change(path, ChangeKind.FAIL, why) for path, why in done.refused.items())]
-            await pages.add(target, shown)
+            await pages.add(target, await self._shown(view, done))
         else:
             await self._record_refused(run, view, done.refused)
             for op in (Op.CREATE, Op.UPDATE, Op.REPAIR, Op.MERGE):
@@ -357,14 +358,7 @@ class Planner:
             why = view.guard(len(deletes) + len(view.renamed))
         finished = replace(progress, finished=True, slices=progress.slices + 1, calls=dict(calls))
         if run.dry_run:
-            renames = [
-                Change(
-                    path, ChangeKind.DELETE, "the mapping no longer names it so", leftovers(view.states[path], names)
-                )
-                for path in sorted(view.renamed)
-                for names in [view.naming.names.get(path, ())]
-            ]
-            await pages.add(view.target, missing + renames, guard=why)
+            await pages.add(view.target, await self._shown_deletes(view, missing), guard=why)
             await self._save(run, view.target, replace(finished, blocked=why), [])
             return
         # Names that a write job could not clean up on its way: held back with the rest, or left from an earlier run.
@@ -386,12 +380,28 @@ class Planner:
             extra = {"sync": run.sync_id, "run": run.run_id, "target": view.target.id}
             log.warning("deletes are held back: %s", why, extra=extra)
 
+    # what a person is told ------------------------------------------------------------------------------------------
+
+    async def _shown(self, view: TargetView, done: Slice) -> list[Change]:
+        """A slice as a plan tells it."""
+        changes = await look_closer(self._in, view, done.changes)
+        return [*changes, *(Change(path, ChangeKind.FAIL, why) for path, why in done.refused.items())]
+
+    async def _shown_deletes(self, view: TargetView, missing: Sequence[Change]) -> list[Change]:
+        """What is no longer asked for, as a plan tells it."""
+        renames = [
+            Change(path, ChangeKind.DELETE, "the mapping no longer names it so", leftovers(view.states[path], names))
+            for path in sorted(view.renamed)
+            for names in [view.naming.names.get(path, ())]
+        ]
+        return await look_closer(self._in, view, [*missing, *renames])
+
 
 class _Pages:
     """A dry run's plan, written page by page; the first page says how many there are, and is written last."""
 
     def __init__(self, store: Store, run: Run) -> None:
-        self._document = PlanDocument(store, run)
+        self._document = PlanDocument(store, run.run_id)
         self.planned = self.unchanged = self.failed = 0
 
     async def add(self, target: Target, changes: Sequence[Change], guard: str | None = None) -> None:
@@ -401,9 +411,9 @@ class _Pages:
             self.failed += change.kind is ChangeKind.FAIL
         await self._document.add(target.id, [c for c in changes if c.kind is not ChangeKind.UNCHANGED], guard)
 
-    async def close(self, sync: Sync) -> None:
+    async def close(self, sync: Sync, configuration: str) -> None:
         counts = {"planned": self.planned, "unchanged": self.unchanged, "failed": self.failed}
-        await self._document.close(sync.id, counts)
+        await self._document.close(sync.id, counts, configuration)
 
 
 def _chunks(

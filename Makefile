@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check servers azurite test-real bench constraints docs reference newcomer fmt clean
+.PHONY: help install demo test check servers azurite test-real bench constraints build-info docs reference newcomer fmt clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,9 @@ reference: install ## docs/configuration-reference.md, docs/http.md and the sche
 newcomer: ## what README.md tells a newcomer to do, in a clean clone and an empty home directory
 	@$(PYTHON) tests/newcomer.py
 
+build-info: ## which commit is published and when, for /health: before `func azure functionapp publish`
+	@$(PYTHON) infra/build_info.py
+
 constraints: ## newest versions that requirements.txt allows, into constraints.txt
 	@$(BIN)/python -m tests.constraints
 
@@ -59,4 +62,4 @@ fmt: install ## format and fix what can be fixed
 	@$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
 clean: ## remove what the targets above made here
-	@rm -rf $(VENV) .demo .bench .mypy_cache .pytest_cache .ruff_cache .azurite site *.egg-info
+	@rm -rf $(VENV) .demo .bench .mypy_cache .pytest_cache .ruff_cache .azurite _build.json site *.egg-info

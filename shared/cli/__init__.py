@@ -28,8 +28,7 @@ def _version(asked: bool) -> None:
     if asked:
         from shared.build_info import build_info
 
-        build = build_info()
-        typer.echo(f"vaultferry {build.version} (commit {build.commit or 'unknown'}, built {build.date or 'unknown'})")
+        typer.echo(f"vaultferry {build_info()}")
         raise typer.Exit
 
 

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from shared import VERSION
+from shared.build_info import build_info
 from shared.errors import ConfigError, SyncError
 from shared.event_loop import run as run_loop
 from shared.relay.process import LEVELS, log_to_stderr, read_options, run
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--vault", metavar="ID", help="what the app's configuration calls this Vault")
     parser.add_argument("--http", metavar="HOST:PORT", help="answer /health and /metrics there")
     parser.add_argument("--log-level", choices=LEVELS, default=None, help="default: VAULTFERRY_LOG_LEVEL, or info")
-    parser.add_argument("--version", action="version", version=VERSION)
+    parser.add_argument("--version", action="version", version=str(build_info()))
     given = parser.parse_args(arguments)
     level = given.log_level or os.environ.get("VAULTFERRY_LOG_LEVEL", "").strip().lower()
     log_to_stderr(level if level in LEVELS else "info")

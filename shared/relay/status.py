@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import fields
 from typing import TYPE_CHECKING
 
-from shared import VERSION
+from shared.build_info import build_info
 from shared.errors import ConfigError
 from shared.relay.counters import Counters
 from shared.relay.relay import Relay
@@ -57,9 +57,10 @@ async def serve_status(relay: Relay, host: str, port: int) -> AsyncIterator[str]
     from aiohttp import web
 
     async def health(_: Request) -> Response:
-        told = relay.health()
+        told, build = relay.health(), build_info()
+        of_build = {"version": build.version, "commit": build.commit, "build_date": build.date}
         return web.json_response(
-            {"status": told["status"], "version": VERSION, "checks": told["checks"]},
+            {"status": told["status"], **of_build, "checks": told["checks"]},
             status=503 if told["status"] == "error" else 200,
         )
 

@@ -99,8 +99,8 @@ NOT_SET = {
     "AzureWebJobsStorage": "a connection string holds the account's key",
     "AzureWebJobsStorage__accountName": "the three addresses say the same, and in every cloud",
     "VAULTFERRY_API_KEY": "serve's and the relay's: on Azure, the host asks for its own keys",
-    "VAULTFERRY_BUILD_DATE": "told by the file that a release puts into the package",
-    "VAULTFERRY_COMMIT": "told by the file that a release puts into the package",
+    "VAULTFERRY_BUILD_DATE": "told by _build.json, which infra/build_info.py puts into the package",
+    "VAULTFERRY_COMMIT": "told by _build.json, which infra/build_info.py puts into the package",
 }
 REFUSED_BY_FLEX = {
     # https://learn.microsoft.com/azure/azure-functions/functions-app-settings#flex-consumption-plan-deprecations
@@ -469,7 +469,12 @@ def test_azd_finds_the_template_and_the_app() -> None:
     azure = yaml.safe_load((ROOT / "azure.yaml").read_text("utf-8"))
     assert (ROOT / azure["infra"]["path"] / f"{azure['infra']['module']}.bicep") == FILES[0]
     ((name, service),) = azure["services"].items()
+    hooks = service.pop("hooks")
     assert service == {"project": ".", "language": "py", "host": "function"}
+    for each in hooks["prepackage"].values():
+        program, script = each["run"].split()
+        assert program.startswith("python")
+        assert (ROOT / script).is_file()
     tags = at(APP.resources["site"].body, "tags")
     assert tags is not None
     assert APP.value(tags, {"tags": {}}) == {"azd-service-name": name}

@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from shared.app import App
+from shared.build_info import build_info
 from shared.cli import app as commands
 from shared.cli.looking import moment
 from shared.cli.output import printable
@@ -62,7 +63,7 @@ def in_app(folder: Folder, body) -> object:  # type: ignore[no-untyped-def]
 
 
 def test_version_tells_commit_and_build_date(here: Here) -> None:
-    assert here.run("--version").out == "vaultferry 0.1.0 (commit unknown, built unknown)\n"
+    assert here.run("--version").out == f"vaultferry {build_info({})}\n"
     here.env = {"VAULTFERRY_COMMIT": "abc1234", "VAULTFERRY_BUILD_DATE": "2026-11-22"}
     assert here.run("--version").out == "vaultferry 0.1.0 (commit abc1234, built 2026-11-22)\n"
 

@@ -291,13 +291,15 @@ def test_the_relay_runs_with_nothing_but_what_its_image_holds(tmp_path: Path) ->
     built = Built(image, tmp_path)
     entry = image.stages[-1].last("ENTRYPOINT").words
     before = built.files()
-    assert built.run(*entry, "--version").strip() == VERSION
+    built.env |= {"VAULTFERRY_COMMIT": "abc1234", "VAULTFERRY_BUILD_DATE": "2026-11-22"}
+    assert built.run(*entry, "--version") == f"{VERSION} (commit abc1234, built 2026-11-22)\n"
     options = ["--listen=tcp://127.0.0.1:0", f"--spool={tmp_path}/state", "--http=127.0.0.1:0"]
     command = [*entry, *options, "--forward=http://127.0.0.1:9/audit"]
     with subprocess.Popen(command, cwd=built.work, env=built.env, stderr=subprocess.PIPE, text=True) as process:
         url = lines_until(process, r"health and metrics at (http://[\d.:]+)")[1]
         lines_until(process, "listening on")
-        ask_as_the_health_check_does(image, built, f"{url}/health")
+        answer = ask_as_the_health_check_does(image, built, f"{url}/health")
+        assert (answer["version"], answer["commit"], answer["build_date"]) == (VERSION, "abc1234", "2026-11-22")
         ends_well(process)
     # The root file system of a container is read-only.
     assert built.files() == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -81,6 +82,10 @@ away = [str(module.__file__) for name, module in sys.modules.items() if name.spl
         and here not in pathlib.Path(module.__file__).parents]
 print(json.dumps({"names": names, "away": away}))
 """
+BUILD = """
+from shared.build_info import build_info
+print(build_info({}))
+"""
 LOAD_ALL = """
 import importlib, pathlib
 for path in sorted(pathlib.Path("shared").rglob("*.py")):
@@ -109,6 +114,8 @@ def test_the_package_runs_with_nothing_but_its_requirements(tmp_path: Path, caps
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-r", "requirements.txt")
+    run(python, ROOT / "infra" / "build_info.py", unpacked / "_build.json")
+    assert re.search(r"commit [0-9a-f]{40}(-dirty)?, built 2\d{3}-", run(python, "-c", BUILD))
     found = json.loads(run(python, "-c", CHECK))
     assert found["away"] == []
     assert {"http_health", "plan", "write_prod", "poison_write_prod", "timer_hub_to_prod"} <= set(found["names"])

@@ -15,7 +15,7 @@ param tags object = {}
 
 // --- what is carried ------------------------------------------------------------------------------------------------
 
-@description('Ids of the vaults that some sync writes, as in the configuration: each has a queue. `vaultferry resources --parameters FILE` compares them.')
+@description('Ids of the vaults that some sync writes (a two-way one: both), as in the configuration: each has a queue. `vaultferry resources --parameters FILE` compares them.')
 param writtenVaults array
 
 @description('Queue names of those written vaults that have two hyphens in a row in their id, or one at its end; `vaultferry resources` prints them.')
@@ -24,7 +24,7 @@ param queueNames object = {}
 @description('Resource ids of the Key Vaults that are only read: the app becomes Key Vault Secrets User there.')
 param sourceKeyVaults array = []
 
-@description('Resource ids of the Key Vaults that are written: the app becomes Key Vault Secrets Officer there.')
+@description('Resource ids of the Key Vaults that are written, such as both of a two-way sync: the app becomes Key Vault Secrets Officer there.')
 param targetKeyVaults array = []
 
 @description('Resource ids of the Key Vaults whose new secret versions are told by Event Grid instead of by schedule only.')

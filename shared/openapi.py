@@ -310,7 +310,7 @@ def _responses(route: Route, about: Operation, schemas: Mapping[str, Node]) -> N
         **({404: "There is no such sync."} if "{id}" in route.template else {}),
         **({404: "There is no such run."} if "{run_id}" in route.template else {}),
         500: "Something unexpected; the log says more.",
-        **({503: "The store does not answer, or the configuration can not be used."} if route.needs_config else {}),
+        **({503: "The store does not answer, or the configuration can not be used."} if route.needs_key else {}),
         **about.problems,
     }
     found: Node = {}

@@ -422,6 +422,7 @@ async def test_the_local_host_serves_the_routes_with_keys_methods_and_problems(
     transport = httpx.ASGITransport(asgi)
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         assert (await client.get("/health")).json()["status"] == "ok"
+        assert (await client.get("/openapi.json")).json()["openapi"] == "3.1.0"
         assert (await client.get("/syncs")).status_code == 401
         client.headers["x-functions-key"] = "the-key"
         assert [item["sync_id"] for item in (await client.get("/syncs")).json()["items"]] == ["a-b", "off", "unplanned"]

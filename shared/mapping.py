@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from shared import fields as field_rules
 from shared import transforms
 from shared.errors import InvalidSecret, VaultError
 from shared.model import Fields, Granularity, NameEncoding, Secret, Sync, Target, canonical_json
-from shared.name_encoding import encode
+from shared.name_encoding import decode, encode
 from shared.patterns import matching
 from shared.rules import Encrypt, FieldRules
 from shared.templates import Template, of_path, parse
@@ -56,7 +58,7 @@ class Mapper:
         self._reversible = target.name_encoding is NameEncoding.REVERSIBLE
         self._template = parse(target.name, PLACEHOLDERS)
         self._values = _values_recipe(target) if any(field_rules.texts(target.fields)) or target.transform else ""
-        naming = _short_hash(
+        naming = short_hash(
             [
                 FORMAT,
                 target.prefix,
@@ -121,6 +123,51 @@ class Mapper:
         check_name(self.target.vault, name, self.rule)
         return name
 
+    def path_of(self, name: str) -> str | None:
+        """The path whose name this is; None: no path has it. Says so for any name, however foreign.
+
+        Where the vault ignores case, the name may be written in any. Whether the source takes such a path is another
+        question, and so is whether it is another's there: a source that ignores case knows `DB` and `db` as one.
+        """
+        if self.by_field:
+            return None
+        if (renamed := self._renamed.get(self.rule.key(name))) is not None:
+            return renamed
+        try:
+            path = self._between(name)
+            same = bool(path) and self.rule.key(self.name(path)) == self.rule.key(name)
+        except InvalidSecret:
+            return None
+        return path if same else None
+
+    def _between(self, name: str) -> str:
+        """What stands where a name has its path; empty: nothing. Raises InvalidSecret for what was not encoded."""
+        around = self._template.around_path
+        if around is None:
+            return ""
+        begins, ends = self.target.prefix + around[0], around[1]
+        if self._reversible:
+            name = decode(self.rule, name)
+        else:
+            begins, ends = self.rule.fit(begins), self.rule.fit(ends)
+        end = len(name) - len(ends)
+        if end < len(begins):
+            return ""
+        key = str if self._reversible else self.rule.key
+        known = key(name[: len(begins)]) == key(begins) and key(name[end:]) == key(ends)
+        return name[len(begins) : end] if known else ""
+
+    @cached_property
+    def _renamed(self) -> Mapping[str, str]:
+        """The paths of the `rename` table, by the keys of their names."""
+        paths: dict[str, str] = {}
+        for path in self.target.rename:
+            try:
+                paths[self.rule.key(self.name(path))] = path
+            except InvalidSecret:
+                continue  # It is refused where it is to be written.
+        return paths
+
     def _fit(self, plain: str) -> str:
         return encode(self.rule, plain) if self._reversible else self.rule.fit(plain)
 
@@ -178,6 +225,53 @@ class Mapper:
                     path=path,
                 )
         return dict(names.values())
+
+
+def why_not_reversible(target: Target, source: NameRule | None, to: NameRule | None) -> str | None:
+    """Why a name on the target would not tell its path again, in words; None: it is proven that it does.
+
+    `source` and `to` are what the source's vault and the target's take. Where one of them is not known yet (None), only
+    what does not depend on it is looked at.
+    """
+    if target.granularity is Granularity.FIELD:
+        return "with granularity 'field' a path has several names, and a name holds a part of its value"
+    if parse(target.name, PLACEHOLDERS).around_path is None:
+        return (
+            "a `name` can be read backwards only where it is text around one {path}, or around {dir}/{name}, unfiltered"
+        )
+    if target.name_encoding is NameEncoding.REVERSIBLE:
+        return _why_not_encoded(to) if to is not None else None
+    return _why_not_readable(source, to) if source is not None and to is not None else None
+
+
+def _why_not_encoded(to: NameRule) -> str | None:
+    try:
+        encode(to, "")
+    except InvalidSecret as error:
+        return error.message
+    return None
+
+
+@lru_cache(maxsize=256)
+def _why_not_readable(source: NameRule, to: NameRule) -> str | None:
+    """Why a name that is written as `to` has it is not the same secret's in the source any more."""
+    folds = to.ignores_case or to.upper_case
+    if folds and not source.upper_case and (to.upper_case or not source.ignores_case):
+        return "the source's vault tells capital from small letters in a name, and the target's does not"
+    if to.allowed is None or source.allowed == to.allowed:
+        return None
+    if source.allowed is None:
+        return f"the source's vault takes {source.wording}, the target's only {to.wording}"
+    for char in _taken(source.allowed):
+        if source.key(to.fit(char)) != source.key(char):
+            return f"the source's vault takes {char!r} in a name, and the target's does not"
+    return None
+
+
+@lru_cache(maxsize=64)
+def _taken(allowed: re.Pattern[str]) -> Sequence[str]:
+    """All characters that match."""
+    return [char for char in map(chr, range(sys.maxunicode + 1)) if allowed.fullmatch(char)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,9 +380,9 @@ def owner_mark(sync: Sync, source_address: str) -> str:
 
     It names no installation on purpose: a lost store, or a second installation of the same sync, is no stranger.
     """
-    origin = _short_hash([source_address, sync.source.prefix, sync.source.resource])
+    origin = short_hash([source_address, sync.source.prefix, sync.source.resource])
     return f"{sync.id}@{origin}"
 
 
-def _short_hash(parts: Sequence[object]) -> str:
+def short_hash(parts: Sequence[object]) -> str:
     return hashlib.sha256(canonical_json(list(parts)).encode()).hexdigest()[:12]

@@ -80,13 +80,25 @@ class Template:
         """Whether two different values of `key` never give the same text.
 
         Proven only where all placeholders stand for `key` as it is: the text's length then tells the value's.
+        """
+        if key == "path" and self.around_path is not None:
+            return True
+        return bool(self.placeholders) and all(each == Placeholder(key) for each in self.placeholders)
+
+    @property
+    def around_path(self) -> tuple[str, str] | None:
+        """The texts before and behind the path, where there is nothing else, so that it can be read backwards.
+
         `{dir}/{name}` is `{path}` in two parts.
         """
-        if key == "path" and len(self.placeholders) == 2:
-            at = self.pieces.index(self.placeholders[0])
-            if self.pieces[at : at + 3] == (Placeholder("dir"), "/", Placeholder("name")):
-                return True
-        return bool(self.placeholders) and all(each == Placeholder(key) for each in self.placeholders)
+        whole = (Placeholder("path"),), (Placeholder("dir"), "/", Placeholder("name"))
+        at = 1 if self.head else 0
+        for path in whole:
+            end = at + len(path)
+            behind = self.pieces[end:]
+            if self.pieces[at:end] == path and all(isinstance(piece, str) for piece in behind):
+                return self.head, "".join(str(piece) for piece in behind)
+        return None
 
     def render(self, values: Callable[[str], str]) -> str:
         """The text. Where `{dir}` is empty, the `/` behind it goes too: a secret in no folder has no folder's slash."""
@@ -100,7 +112,8 @@ class Template:
             text = values(piece.key)
             for each in piece.filters:
                 text = each.apply(text)
-            bare = piece.key == "dir" and not text
+            # A path that begins with a slash is in a folder without a name: it is another secret than the one without.
+            bare = piece.key == "dir" and not text and not values("path").startswith("/")
             parts.append(text)
         return "".join(parts)
 

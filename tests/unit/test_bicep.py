@@ -25,6 +25,7 @@ from shared.cli import app as commands
 from shared.config import outline
 from shared.config.models import ID
 from shared.engine.runs import COUNTS
+from shared.model import RunStatus
 from shared.resources import resources
 from tests.bicep import Bicep, at, plain, properties, text, walk
 from tests.cli_world import loggers_as_before
@@ -414,9 +415,11 @@ def queries() -> list[str]:
     ]
 
 
-def test_queries_speak_of_functions_and_counts_that_there_are() -> None:
+def test_queries_speak_of_functions_lines_and_counts_that_there_are() -> None:
     functions = {f"http_{route.name}" for route in ROUTES}
+    ends = {f"run {status}" for status in RunStatus if not status.active}
     for query in queries():
+        assert set(re.findall(r'line\.message\) == "([^"]+)"', query)) <= ends
         for name in re.findall(r'Name == "(\w+)"', query):
             assert name in functions
         known = {*COUNTS, "message", "sync", "run", "level"}
@@ -457,7 +460,9 @@ def test_there_are_files_for_azd_for_development_and_for_production() -> None:
 
 
 @pytest.mark.parametrize("path", PARAMETER_FILES, ids=ids)
-def test_parameter_files_fit_the_first_example(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameter_files_fit_the_first_example(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Away from a local.settings.json that somebody has in this checkout.
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("VAULT_TOKEN", "t")
     arguments = ["resources", "-c", str(ROOT / "examples" / "vault-to-key-vault.yaml"), "--parameters", str(path)]
     with loggers_as_before():

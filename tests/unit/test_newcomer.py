@@ -27,7 +27,7 @@ def test_the_commands_of_the_readme_that_need_no_vault_are_followed() -> None:
     ]  # fmt: skip
     # The others need a reader's own: a vault, a Vault's audit device, an account, or a program that stays.
     rest = {words(line[2:]) for line in README.splitlines() if line.startswith("$ ")} - set(found)
-    needs = r"vaultferry (check|plan|sync|setup|serve)\b|vault |func |azurite |cp local\.settings"
+    needs = r"vaultferry (check|plan|sync|setup|serve)\b|vault |func |make (azurite|build-info)$|cp local\.settings"
     assert [each for each in rest if not re.match(needs, each)] == []
 
 

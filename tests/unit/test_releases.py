@@ -153,15 +153,3 @@ def test_the_changelog_is_one_that_tools_can_read() -> None:
     assert titles[0] == "[Unreleased]"
     assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", title) for title in titles[1:])
     assert set(re.findall(r"^### (.*)$", text, re.MULTILINE)) <= CHANGES
-
-
-@pytest.mark.parametrize("name", ["CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "infra/serve/README.md",
-                                  "infra/systemd/README.md", "infra/relay/README.md"])  # fmt: skip
-def test_commands_and_links_in_these_pages_lead_somewhere(name: str) -> None:
-    text = (ROOT / name).read_text("utf-8")
-    made = {word for line in re.findall(r"^\$ make ([^#\n]*)", text, re.MULTILINE) for word in line.split()}
-    assert made <= targets()
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)", text):
-        assert (ROOT / name).parent.joinpath(link).exists(), link
-    for path in re.findall(r"\binfra/[\w./-]+\.(?:service|yaml)\b", text):
-        assert (ROOT / path).is_file(), path

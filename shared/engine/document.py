@@ -13,6 +13,8 @@ from shared.plan import Change, ChangeKind
 PAGE_BYTES = 400_000
 """Of JSON on one page, which may have 500 KB, unless a single change has more."""
 
+COUNTED = ("planned", "unchanged", "failed")
+
 
 def item_of(target: str, change: Change, *, held: bool = False) -> dict[str, Any]:
     """A change as it stands in a plan; `basis` is for a plan that is to be carried out, and not shown."""
@@ -76,6 +78,13 @@ class PlanDocument:
             **counts,
         }
         await self._store.save_plan_page(self._run_id, 0, json.dumps(head))
+
+    async def save(self, plan: Mapping[str, Any]) -> None:
+        """Keep a plan that was made elsewhere, as `read_whole_plan` gives it."""
+        await self.add_items(plan["items"])
+        self._guards = plan["blocked"]
+        counts = {name: plan[name] for name in COUNTED}
+        await self.close(plan["sync_id"], counts, plan["configuration"])
 
 
 async def read_plan(store: Store, run_id: str) -> dict[str, Any] | None:

@@ -40,14 +40,32 @@ def trace(fingerprint: str | None, version: str | None, digest: str | None) -> T
     return Trace(_hashed(fingerprint), version, _hashed(digest))
 
 
+def trace_of(place: Place, found: Found) -> Trace | None:
+    """The trace of a look; None: there is nothing."""
+    if not found.live:
+        return None
+    entry = found.entry or Entry("")
+    fingerprint = entry.fingerprint if found.secret is None else place.fingerprint(found.secret)
+    return trace(fingerprint, entry.version, found.digest)
+
+
+def trace_of_value(place: Place, secret: Secret) -> Trace:
+    """The trace of a value that was read."""
+    version = secret.entry.version if secret.entry else None
+    return trace(place.fingerprint(secret), version, place.digester.digest(secret.fields))
+
+
 def _hashed(text: str | None) -> str | None:
     return None if text is None else hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def trace_of(place: Place, secret: Secret) -> Trace:
-    """The trace of a value that was read."""
-    version = secret.entry.version if secret.entry else None
-    return trace(place.fingerprint(secret), version, place.digester.digest(secret.fields))
+async def look_or_describe(place: Place, name: str) -> Found:
+    """What a name holds, or at least what is told of it where its value is not. Raises any VaultError."""
+    try:
+        return await place.look(name)
+    except AccessDenied:
+        entry = await place.vault.describe_secret(name)
+        return Found(entry, None, entry.live)
 
 
 async def look_closer(installation: Installation, view: TargetView, changes: Sequence[Change]) -> list[Change]:
@@ -101,9 +119,8 @@ class CloserLook:
         parts = {part.name: part for part in state.parts} if state else {}
         found = {name: await self._look(name, listed=True) for name in wanted.items}
         found |= {name: await self._look(name) for name in parts.keys() - found.keys()}
-        basis = Basis(
-            trace_of(self._work.source_place, secret), {name: self._trace(each) for name, each in found.items()}
-        )
+        traces = {name: trace_of(self._work.place, each) for name, each in found.items()}
+        basis = Basis(trace_of_value(self._work.source_place, secret), traces)
         change = replace(change, names=tuple(wanted.items), basis=basis)
         if (taken := self._in_the_way(wanted, parts, found)) is not None:
             kind = {
@@ -183,19 +200,7 @@ class CloserLook:
         known = self._view.listed
         if listed and known is not None and self._work.mapper.rule.key(name) not in known:
             return Found()
-        try:
-            return await self._work.place.look(name)
-        except AccessDenied:
-            entry = await self._work.vault.describe_secret(name)
-            return Found(entry, None, entry.live)
-
-    def _trace(self, found: Found) -> Trace | None:
-        if not found.live:
-            return None
-        if found.secret is not None:
-            return trace_of(self._work.place, found.secret)
-        entry = found.entry or Entry("")
-        return trace(entry.fingerprint, entry.version, None)
+        return await look_or_describe(self._work.place, name)
 
     # what would be deleted ----------------------------------------------------------------------------------------
 
@@ -217,4 +222,5 @@ class CloserLook:
             seen[part.name] = None if entry is None else trace(part.fingerprint, part.version, part.digest)
         if seen and not any(seen.values()):
             change = replace(change, reason=f"{change.reason}; it is gone from the target already")
-        return replace(change, basis=Basis(None, seen))
+        # Of a path that is only called otherwise now, the source has a value, whichever.
+        return replace(change, basis=Basis(Trace() if change.path in self._view.renamed else None, seen))

@@ -100,7 +100,7 @@ class _ForPlan(Exception):
 
 
 @dataclass
-class _Draft:
+class Draft:
     """One path's parts while they are being worked on: what is in here has happened, whatever is raised next."""
 
     parts: dict[str, Part]
@@ -201,6 +201,10 @@ class PathWork:
             and (before.revision is None or before.status is ObjectStatus.DELETED)
         )
 
+    def is_certain(self, op: Op, before: ObjectState) -> bool:
+        """Whether the row tells what the target holds, so that it need not be looked at."""
+        return self.attempt == 0 and not is_uncertain(before) and op is not Op.REPAIR
+
     async def run(
         self, op: Op, before: ObjectState, state: ObjectState, *, cleanup: bool, early: Wanted | None = None
     ) -> Settled | Later:
@@ -209,10 +213,10 @@ class PathWork:
         `early` is what the source held when `before` had been read already, so that nobody of ours has written since:
         where the row tells all about the target, it need not be read again.
         """
-        certain = self.attempt == 0 and not is_uncertain(before) and op is not Op.REPAIR
+        certain = self.is_certain(op, before)
         last: VaultError | None = None
         for _ in range(ROUNDS):
-            draft = _Draft(
+            draft = Draft(
                 parts={part.name: part for part in state.parts},
                 unsure={part.name for part in before.parts if part.digest is None},
             )
@@ -250,7 +254,7 @@ class PathWork:
         op: Op,
         before: ObjectState,
         state: ObjectState,
-        draft: _Draft,
+        draft: Draft,
         certain: bool,
         cleanup: bool,
         early: Wanted | None,
@@ -349,7 +353,7 @@ class PathWork:
         digest: str,
         stored: str,
         before: ObjectState,
-        draft: _Draft,
+        draft: Draft,
         found: Found | None,
     ) -> None:
         """Make one name hold what it should. Raises Conflict when it is not as expected, `NotOurs`, any VaultError."""
@@ -382,7 +386,7 @@ class PathWork:
         draft.written.append(name)
         draft.target_version = entry.version
 
-    def _same(self, name: str, part: Part | None, found: Found, digest: str, same_key: bool, draft: _Draft) -> None:
+    def _same(self, name: str, part: Part | None, found: Found, digest: str, same_key: bool, draft: Draft) -> None:
         """The target holds the right value already: because we wrote it and died, or because it was there."""
         entry = found.entry or Entry(name)
         kept = self.place.part(name, entry, digest, found.digest or digest)
@@ -451,7 +455,7 @@ class PathWork:
                     f"{name!r} is what a field of {other!r} is called already", vault=self.vault.id, path=state.path
                 )
 
-    async def _intend(self, state: ObjectState, draft: _Draft, digests: Mapping[str, str]) -> ObjectState:
+    async def _intend(self, state: ObjectState, draft: Draft, digests: Mapping[str, str]) -> ObjectState:
         """Note new names before the first of them is written: after a crash they are known for ours."""
         if not digests:
             return state
@@ -465,7 +469,7 @@ class PathWork:
 
     # deleting -----------------------------------------------------------------------------------------------------------
 
-    async def _delete(self, before: ObjectState, state: ObjectState, draft: _Draft) -> Settled:
+    async def _delete(self, before: ObjectState, state: ObjectState, draft: Draft) -> Settled:
         """Remove the names that nobody asks for any more, once the source itself has confirmed it."""
         left_out = why_left_out(self.sync, state.path)
         wanted: set[str] = set()
@@ -498,14 +502,14 @@ class PathWork:
         by_value = self.vault.capabilities.fingerprint is FingerprintCost.VALUE
         return not by_value or before.digest_key_id in (None, self.digester.key_id)
 
-    async def _release(self, state: ObjectState, draft: _Draft) -> None:
+    async def _release(self, state: ObjectState, draft: Draft) -> None:
         """Let other paths have the names that this one no longer has."""
         if self.mapper.by_field:
             gone = (part.name for part in state.parts if part.name not in draft.parts)
             keys = {self.mapper.rule.key(name): state.path for name in gone}
             await self.store.release_names(self.sync.id, self.target.id, keys)
 
-    async def _source_fields(self, path: str, draft: _Draft) -> Fields | None:
+    async def _source_fields(self, path: str, draft: Draft) -> Fields | None:
         """The fields of a source secret that is still there (told only where names need them); None: it is gone."""
         name = self.sync.source.prefix + path
         try:
@@ -519,7 +523,7 @@ class PathWork:
         draft.source = entry
         return {} if entry.live else None
 
-    async def _remove(self, name: str, draft: _Draft, digests: Collection[str] = ()) -> None:
+    async def _remove(self, name: str, draft: Draft, digests: Collection[str] = ()) -> None:
         """Delete one name if it is ours and still as we left it (or holds one of `digests`, which are the source's now);
         forget it if it is not ours or gone already."""
         part = draft.parts[name]
@@ -567,7 +571,7 @@ class PathWork:
             raise NotOurs(ObjectStatus.CONFLICT, why, Found(entry, None, True), part.name)
         return entry
 
-    def _note_source(self, secret: Secret, draft: _Draft) -> None:
+    def _note_source(self, secret: Secret, draft: Draft) -> None:
         draft.source = secret.entry
         draft.source_fingerprint = self.source_fingerprint(secret)
 
@@ -577,7 +581,7 @@ class PathWork:
 
     # endings ------------------------------------------------------------------------------------------------------------
 
-    def _done(self, op: Op, before: ObjectState, state: ObjectState, parts: tuple[Part, ...], draft: _Draft) -> Settled:
+    def _done(self, op: Op, before: ObjectState, state: ObjectState, parts: tuple[Part, ...], draft: Draft) -> Settled:
         state = replace(
             state,
             parts=parts,
@@ -612,7 +616,7 @@ class PathWork:
         failed = replace(state, status=ObjectStatus.FAILED, error=why, transient=False)
         return Settled(failed, Outcome.FAILED, fail_event(before, failed, self.run_id, self.attempt))
 
-    def _not_ours(self, before: ObjectState, state: ObjectState, draft: _Draft, found: NotOurs) -> Settled:
+    def _not_ours(self, before: ObjectState, state: ObjectState, draft: Draft, found: NotOurs) -> Settled:
         ended = replace(state, status=found.status, error=found.why, transient=False)
         outcome = {
             ObjectStatus.FAILED: Outcome.FAILED,
@@ -625,7 +629,7 @@ class PathWork:
             event = Event(action, ended.status, self.run_id, attempt=self.attempt, error=found.why)
         return Settled(ended, outcome, event)
 
-    def _event(self, action: Action, status: ObjectStatus, draft: _Draft) -> Event:
+    def _event(self, action: Action, status: ObjectStatus, draft: Draft) -> Event:
         return Event(
             action,
             status,
@@ -669,7 +673,7 @@ def fail_event(before: ObjectState, failed: ObjectState, run_id: str | None, att
     return Event(Action.FAIL, ObjectStatus.FAILED, run_id, attempt=attempt, error=failed.error)
 
 
-def _with_parts(state: ObjectState, draft: _Draft) -> ObjectState:
+def _with_parts(state: ObjectState, draft: Draft) -> ObjectState:
     """The state with what has happened. A name that was only meant to be written, and surely was not, is nobody's."""
     parts = (
         part for part in draft.parts.values() if part.digest is not None or not part.owned or part.name in draft.unsure

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from shared import jobs
+from shared.engine.document import PlanDocument
 from shared.engine.installation import Installation
+from shared.engine.saved_plan import TRIGGER as PLAN_TRIGGER
+from shared.engine.saved_plan import carries_out_plan, why_not
 from shared.engine.tally import add_to_totals, summarise, verdict
 from shared.errors import Refused, StoreError
 from shared.jobs import PlanJob, WriteJob
@@ -50,20 +54,24 @@ class Runs:
         dry_run: bool = False,
         allow_deletes: bool = False,
         paths: Sequence[str] | None = None,
+        plan: Mapping[str, Any] | None = None,
     ) -> Run:
         """Begin a run and queue its planning, or return the one that is on its way. Raises Refused.
 
-        A dry run writes nothing, so it neither waits for another nor stands in its way.
+        A dry run writes nothing, so it neither waits for another nor stands in its way. With a `plan` (whole, as
+        `read_whole_plan` gives it), the run carries out exactly that, and joins no other.
         """
         sync = self.sync(sync_id)
         if not sync.enabled:
             raise Refused(f"sync {sync_id!r} is disabled in the configuration")
+        if plan is not None and (why := why_not(sync, plan)) is not None:
+            raise Refused(f"this plan can not be carried out: {why}")
         for _ in range(ATTEMPTS_TO_SAVE):
             now = self._clock()
             run = Run(
                 run_id=new_run_id(now),
                 sync_id=sync_id,
-                trigger=trigger,
+                trigger=trigger if plan is None else PLAN_TRIGGER,
                 created_at=now,
                 dry_run=dry_run,
                 allow_deletes=allow_deletes,
@@ -74,13 +82,18 @@ class Runs:
                 if control.paused:
                     raise Refused(f"sync {sync_id!r} is paused; resume it first")
                 if control.active_run and (active := await self._active(control.active_run, now)):
+                    if plan is not None:
+                        raise Refused(f"run {active.run_id} is on its way, and changes what was planned; plan again")
                     return active
             saved = await self._store.save_run(run)
             if saved is None:
                 continue
+            if plan is not None:
+                # Before anybody can begin to plan it.
+                await PlanDocument(self._store, run.run_id).save(plan)
             if not dry_run:
                 # A full run that begins now sees all that was to be looked at again.
-                again = control.again if run.paths is not None else None
+                again = control.again if run.paths is not None or plan is not None else None
                 if not await self._store.save_control(replace(control, active_run=run.run_id, again=again)):
                     await self._store.save_run(
                         replace(saved, status=RunStatus.CANCELLED, finished_at=now, error="another run began first")
@@ -124,7 +137,8 @@ class Runs:
             control = await self._store.get_control(sync_id)
             if control.active_run and not control.paused:
                 active = await self._store.get_run(control.active_run)
-                if active is not None and active.status is RunStatus.QUEUED and active.paths is None:
+                full = active is not None and active.paths is None and not carries_out_plan(active)
+                if active is not None and full and active.status is RunStatus.QUEUED:
                     # It has not begun to look at anything. Sent again, because whoever queued it may have died before.
                     await self._send_plan(active)
                     return

@@ -5,9 +5,11 @@ Comments in HTML, which no reader sees, say what is to be done with the fenced b
     <!-- scenario: own -->          a new folder and a new shell; what the page starts itself is all there is
     <!-- scenario: sandbox -->      the same, with a Vault (hub), a second one and a Key Vault of the sandbox
     <!-- seed: apps/db {"a": 1} --> a secret is in the hub's mount `secret` (stands alone)
-    <!-- file: NAME -->             the block is this file
+    <!-- file: NAME -->             the block is this file; without `-->` on its line, what stands until there is
+    <!-- given: COMMAND -->         is typed, though the page does not show it (stands alone)
     <!-- run -->                    the block is typed: lines behind `$ `, or all of it where it is `bash`
     <!-- run: exit 2 -->            the same, and its last command ends so
+    <!-- printed: TEXT -->          the last command has printed a line with this in it (stands alone)
 
 In a `console` block, what stands below a command is what it prints, as far as it is stable: lines in this order, others
 may stand between. `…` stands for anything, and times and counts of seconds are not compared. Addresses and ports
@@ -38,7 +40,8 @@ from tests.servers.hosting import hosting
 ROOT = Path(__file__).resolve().parents[1]
 PATIENCE = 60.0
 """Seconds that any one command may take."""
-_MARK = re.compile(r"<!-- (scenario|seed|file|run)(?:: (.*?))? -->")
+_MARK = re.compile(r"<!-- (scenario|seed|file|given|run|printed)(?:: (.*?))? -->")
+_HIDDEN_FILE = re.compile(r"<!-- file: (\S+)$")
 _FENCE = re.compile(r"( *)(`{3,})(\w*)")
 _PORTS = re.compile(r"\b(8200|8201|7071|1269|1270)\b")
 _UNSTABLE = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+Z?)?|\b\d+\.\d\b")
@@ -46,7 +49,7 @@ _UNSTABLE = re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d(\.\d+Z?)?|\b\d+\.\d\b
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One thing to do: `kind` is file, seed or run."""
+    """One thing to do: `kind` is file, seed, given, run or printed."""
 
     kind: str
     argument: str
@@ -95,12 +98,17 @@ def scenarios(page: Path) -> list[Scenario]:
                 found[-1][2].append(Step(*waiting, text, number + 2, fence[3]))
                 waiting = None
             number = end
+        elif hidden := _HIDDEN_FILE.match(line):
+            end = lines.index("-->", number)
+            text = "\n".join(lines[number + 1 : end]) + "\n"
+            found[-1][2].append(Step("file", hidden[1], text, number + 2))
+            number = end
         elif mark := _MARK.search(line):
             kind, argument = mark[1], mark[2] or ""
             assert waiting is None, f"{name}:{number + 1}: the mark before this one has no block"
             if kind == "scenario":
                 found.append((number + 1, argument, []))
-            elif kind == "seed":
+            elif kind in ("seed", "given", "printed"):
                 found[-1][2].append(Step(kind, argument, "", number + 1))
             else:
                 waiting = kind, argument
@@ -154,7 +162,8 @@ class World:
     def environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("VAULT", "AZURE", "AzureWeb", "IDENTITY"))}
         tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        return kept | {"PATH": tools, "NO_COLOR": "1", "COLUMNS": "160", "LC_ALL": "C.UTF-8"} | self.env
+        fixed = {"CHECKOUT": str(ROOT), "PATH": tools, "NO_COLOR": "1", "COLUMNS": "160", "LC_ALL": "C.UTF-8"}
+        return kept | fixed | self.env
 
 
 @contextlib.contextmanager
@@ -196,6 +205,8 @@ class Shell:
     def __init__(self, world: World, logs: Path) -> None:
         self._logs = logs
         self._number = 0
+        self.printed = ""
+        """By the last command."""
         self._bash = subprocess.Popen(
             ["bash", "--noprofile", "--norc"],
             cwd=world.folder,
@@ -214,7 +225,8 @@ class Shell:
         script.write_text(command + "\n", "utf-8")
         there = shlex.quote(str(printed))
         code = self._say(f"source {shlex.quote(str(script))} >{there} 2>&1 </dev/null; echo $?")
-        return int(code or "-1"), printed.read_text("utf-8", errors="replace")
+        self.printed = printed.read_text("utf-8", errors="replace")
+        return int(code or "-1"), self.printed
 
     def _say(self, line: str) -> str:
         assert self._bash.stdin is not None
@@ -263,6 +275,11 @@ def _play_step(scenario: Scenario, step: Step, place: World, shell: Shell) -> No
         assert place.hub is not None, f"{where}: there is no hub in this world"
         document: Mapping[str, Any] = json.loads(fields)
         place.hub.put("secret", path, dict(document))
+    elif step.kind == "given":
+        code, printed = shell.type(place.there(step.argument))
+        assert code == 0, f"{where}: `{step.argument}` ended with {code} and printed\n{printed}"
+    elif step.kind == "printed":
+        assert first_missing((f"…{place.there(step.argument)}…",), shell.printed) is None, f"{where}: {shell.printed}"
     else:
         wanted = int(step.argument.removeprefix("exit ") or "0")
         commands = typed(step)

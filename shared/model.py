@@ -167,6 +167,10 @@ class Sync:
     def unit(self, unit_id: str) -> Target | None:
         return next((unit for unit in self.units if unit.id == unit_id), None)
 
+    def row_target(self, unit_id: str) -> str:
+        """The target whose rows stand for the paths of a unit: its own; two-way, the first one's."""
+        return self.targets[0].id if self.two_way else unit_id
+
     @property
     def written_vaults(self) -> tuple[str, ...]:
         """The ids of the vaults that it may write to, each once."""

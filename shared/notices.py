@@ -6,6 +6,7 @@ A notice is never an effect: all it can say is "look at this". The vault that it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -65,3 +66,15 @@ def is_known(have: str | None, hinted: str | None) -> bool:
     if have.isdecimal() and hinted.isdecimal():
         return int(have) >= int(hinted)
     return have == hinted
+
+
+def merged(hints: Sequence[tuple[str, str | None]]) -> dict[str, str | None]:
+    """One hint a path: the newest version, or none where one of them told of none."""
+    one: dict[str, str | None] = {}
+    for path, version in hints:
+        if path not in one:
+            one[path] = version
+        elif not is_known(one[path], version):
+            # Two versions that are no numbers can not be told apart: whichever it is, it is looked at.
+            one[path] = version if is_known(version, one[path]) else None
+    return one

@@ -2,7 +2,8 @@
 
 `planner` compares and sends, `writer` settles what it is sent (one path at a time: `path_work`), `runs` keeps a run's life,
 `tally` its counts, `probe` catches up what a vault that was down has missed. `events` takes what others have seen, and
-`event_writer` looks at it without a run.
+`event_writer` looks at it without a run. Of two-way syncs, `two_way_survey` is what a planning sees, and `merger` settles
+what it is sent: one path on all its sides at a time (`two_way`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from shared.engine.event_writer import EventWriter
 from shared.engine.events import Events
 from shared.engine.installation import Installation
+from shared.engine.merger import Merger
 from shared.engine.planner import Planner
 from shared.engine.probe import Prober
 from shared.engine.runs import Runs
@@ -28,10 +30,11 @@ class Engine:
         self.runs = Runs(installation)
         self._prober = Prober(installation, self.runs)
         self._planner = Planner(installation, self.runs, self._prober)
-        self._writer = Writer(installation, self.runs, self._prober)
+        merger = Merger(installation, self.runs, self._prober)
+        self._writer = Writer(installation, self.runs, self._prober, merger)
         reads = SharedReads(installation.clock)
         self.events = Events(installation, self.runs, reads)
-        self._event_writer = EventWriter(installation, self.runs, self._prober, reads)
+        self._event_writer = EventWriter(installation, self.runs, self._prober, reads, merger)
 
     async def handle(self, body: str | bytes) -> None:
         """Deal with one message. What it raises makes the queue deliver it again."""

@@ -73,7 +73,8 @@ class DeleteWindow:
             if number_then > sync.delete.min_count:
                 # Counted once a window, for it costs a look at every row.
                 if "owned" not in window:
-                    window["owned"] = window["count"] + await owned_by(self._store, sync.id, target_id)
+                    rows = sync.row_target(target_id)
+                    window["owned"] = window["count"] + await owned_by(self._store, sync.id, rows)
                 why = guard(sync.delete, window["owned"], number_then)
                 if why is not None:
                     held = Held(why, first=not _is_within(window.get("asked"), now, RUN_EVERY))

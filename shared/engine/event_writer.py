@@ -19,6 +19,7 @@ from typing import TypeAlias
 from shared import jobs
 from shared.engine.delete_window import DeleteWindow
 from shared.engine.installation import Installation
+from shared.engine.merger import Merger
 from shared.engine.path_work import Later, PathWork, Settled, Wanted, forgotten, is_uncertain
 from shared.engine.probe import Prober
 from shared.engine.runs import Runs
@@ -29,7 +30,7 @@ from shared.history import Save
 from shared.jobs import EventJob
 from shared.mapping import is_shared_name, why_left_out
 from shared.model import ObjectState, ObjectStatus, Op, Part, Secret, Sync
-from shared.notices import is_known
+from shared.notices import is_known, merged
 
 log = logging.getLogger("vaultferry.events")
 
@@ -61,18 +62,24 @@ _Read: TypeAlias = Secret | VaultError | Settled | None
 
 
 class EventWriter:
-    def __init__(self, installation: Installation, runs: Runs, prober: Prober, reads: SharedReads) -> None:
+    def __init__(
+        self, installation: Installation, runs: Runs, prober: Prober, reads: SharedReads, merger: Merger
+    ) -> None:
         self._in = installation
         self._store = installation.store
         self._runs = runs
         self._prober = prober
         self._reads = reads
+        self._merger = merger
         self._settler = Settler(installation)
         self._window = DeleteWindow(installation)
 
     async def handle(self, job: EventJob) -> None:
         """Bring the paths of a job up to date. What is busy or failed transiently goes back to the queue."""
         sync = self._in.syncs.get(job.sync)
+        if sync is not None and sync.two_way and sync.enabled:
+            await self._merger.event(job, sync)
+            return
         target = sync.target(job.target) if sync else None
         hints = merged(job.hints)
         extra = {"sync": job.sync, "target": job.target}
@@ -121,10 +128,11 @@ class EventWriter:
                 await self._send(replace(job, hints=half, split=True, told=None), 0)
             return
         sync = self._in.syncs.get(job.sync)
-        if sync is None or sync.target(job.target) is None:
+        if sync is None or (sync.target(job.target) is None and not sync.two_way):
             return
         paths = list(merged(job.hints))
-        await self._settler.give_up(job.sync, job.target, paths, run_id=None, attempt=job.attempt)
+        target = sync.row_target(job.target)
+        await self._settler.give_up(job.sync, target, paths, run_id=None, attempt=job.attempt)
         # What may only have been beside the culprit in its message is nobody's otherwise.
         await self._runs.rerun(job.sync)
 
@@ -306,18 +314,6 @@ class EventWriter:
 
     async def _send(self, job: EventJob, delay: float) -> None:
         await self._in.queues.send(jobs.write_queue(job.vault), jobs.encode(job), delay=delay)
-
-
-def merged(hints: Sequence[tuple[str, str | None]]) -> dict[str, str | None]:
-    """One hint a path: the newest version, or none where one of them told of none."""
-    one: dict[str, str | None] = {}
-    for path, version in hints:
-        if path not in one:
-            one[path] = version
-        elif not is_known(one[path], version):
-            # Two versions that are no numbers can not be told apart: whichever it is, it is looked at.
-            one[path] = version if is_known(version, one[path]) else None
-    return one
 
 
 def _is_behind(job: EventJob, state: ObjectState, hint: str | None, secret: Secret) -> bool:

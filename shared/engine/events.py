@@ -12,15 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shared import jobs
-from shared.engine.event_writer import merged
 from shared.engine.installation import Installation
 from shared.engine.runs import Runs
 from shared.engine.shared_reads import SharedReads
 from shared.errors import ConfigError, InvalidSecret, Refused, VaultError
 from shared.jobs import EventJob
-from shared.mapping import path_below, why_left_out
-from shared.model import Sync
-from shared.notices import GapNotice, Hint, KeyVaultNotice, Notice
+from shared.mapping import Mapper, path_below, why_left_out
+from shared.model import SOURCE_SIDE, Sync
+from shared.notices import GapNotice, Hint, KeyVaultNotice, Notice, merged
 from shared.vault import Vault, check_name
 
 log = logging.getLogger("vaultferry.events")
@@ -31,8 +30,28 @@ AT_ONCE = 200
 
 
 @dataclass
+class _Watch:
+    """A sync that wants to know of changes in a vault."""
+
+    sync: Sync
+    side: str
+    """`source`; of a two-way sync also the id of a target."""
+    mapper: Mapper | None = None
+    """A target's, once it was asked for: made anew for each of thousands of names, it would cost more than all else."""
+
+    def path(self, vault: Vault, name: str) -> str | None:
+        """The path that a name there has; None: the sync does not cover it."""
+        rule = vault.capabilities.names
+        target = self.sync.target(self.side)
+        if target is not None:
+            self.mapper = self.mapper or Mapper(target, rule)
+        path = self.mapper.path_of(name) if self.mapper else path_below(self.sync.source.prefix, name, rule)
+        return path if path and why_left_out(self.sync, path) is None else None
+
+
+@dataclass
 class _Due:
-    """What one sync is to look at."""
+    """What one side of a sync is to look at."""
 
     hints: list[tuple[str, str | None]] = field(default_factory=list)
     all: bool = False
@@ -50,24 +69,24 @@ class Events:
         Raises StoreError; then some of it may be queued already, and all of it can be taken again.
         """
         useful = [False] * len(notices)
-        due: dict[str, _Due] = {}
-        groups = list(self._by_source().items())
-        opened = await asyncio.gather(*(self._open(*source, notices) for source, _ in groups))
-        for ((vault_id, _), syncs), vault in zip(groups, opened, strict=True):
+        due: dict[tuple[str, str], _Due] = {}
+        groups = list(self._watched().items())
+        opened = await asyncio.gather(*(self._open(*watched, notices) for watched, _ in groups))
+        for ((vault_id, _), watches), vault in zip(groups, opened, strict=True):
             if vault is None:
                 continue
             if isinstance(vault, VaultError | ConfigError):
                 log.warning("what was seen in %s is left to a run: %s", vault_id, vault)
                 for at, notice in enumerate(notices):
                     useful[at] = useful[at] or _may_concern(notice, vault_id)
-                for sync in syncs:
-                    due.setdefault(sync.id, _Due()).all = True
+                for watch in watches:
+                    due.setdefault((watch.sync.id, watch.side), _Due()).all = True
                 continue
             for at, notice in enumerate(notices):
                 if at % AT_ONCE == 0:
                     await asyncio.sleep(0)
                 hint = vault.heard(notice)
-                if hint is not None and self._note(syncs, vault, hint, isinstance(notice, GapNotice), due):
+                if hint is not None and self._note(watches, vault, hint, isinstance(notice, GapNotice), due):
                     useful[at] = True
         await self._queue(due)
         return useful
@@ -80,26 +99,26 @@ class Events:
             check_name(sync.source.vault, sync.source.prefix + path)
             if why := why_left_out(sync, path):
                 raise Refused(f"sync {sync_id!r} does not cover {path!r}: {why}")
-        await self._queue({sync_id: _Due([(path, None) for path in chosen])})
+        await self._queue({(sync_id, SOURCE_SIDE): _Due([(path, None) for path in chosen])})
 
     async def touched(self, vault_id: str, names: Sequence[str]) -> list[bool]:
         """Queue a look at secrets by their full names in a vault, for all syncs that read it. Says which any of them
         covers. Raises Refused where no sync reads this vault, any VaultError and ConfigError where it can not be opened, and
         StoreError.
         """
-        groups = [(resource, syncs) for (vault, resource), syncs in self._by_source().items() if vault == vault_id]
+        groups = [(resource, watches) for (vault, resource), watches in self._watched().items() if vault == vault_id]
         if not groups:
             raise Refused(f"no enabled sync reads the vault {vault_id!r}", unknown=True)
         useful = [False] * len(names)
-        due: dict[str, _Due] = {}
-        for resource, syncs in groups:
+        due: dict[tuple[str, str], _Due] = {}
+        for resource, watches in groups:
             vault = await self._in.vaults.get(vault_id, resource)
             for at, name in enumerate(names):
                 try:
                     check_name(vault_id, name)
                 except InvalidSecret:
                     continue
-                if self._note(syncs, vault, Hint(name), False, due):
+                if self._note(watches, vault, Hint(name), False, due):
                     useful[at] = True
         await self._queue(due)
         return useful
@@ -110,11 +129,15 @@ class Events:
             raise Refused(f"sync {sync_id!r} is disabled in the configuration")
         return sync
 
-    def _by_source(self) -> dict[tuple[str, str], list[Sync]]:
-        groups: dict[tuple[str, str], list[Sync]] = {}
+    def _watched(self) -> dict[tuple[str, str], list[_Watch]]:
+        """Who wants to know of a vault, by its id and resource."""
+        groups: dict[tuple[str, str], list[_Watch]] = {}
         for sync in self._in.syncs.values():
-            if sync.enabled:
-                groups.setdefault((sync.source.vault, sync.source.resource), []).append(sync)
+            sides = [(SOURCE_SIDE, sync.source.vault)]
+            if sync.two_way:
+                sides += [(target.id, target.vault) for target in sync.targets]
+            for side, vault in sides if sync.enabled else ():
+                groups.setdefault((vault, sync.source.resource), []).append(_Watch(sync, side))
         return groups
 
     async def _open(
@@ -128,28 +151,31 @@ class Events:
         except (VaultError, ConfigError) as error:
             return error
 
-    def _note(self, syncs: Sequence[Sync], vault: Vault, hint: Hint, gap: bool, due: dict[str, _Due]) -> bool:
-        """Whether a hint concerns any of these syncs, which all read `vault`."""
+    def _note(
+        self, watches: Sequence[_Watch], vault: Vault, hint: Hint, gap: bool, due: dict[tuple[str, str], _Due]
+    ) -> bool:
+        """Whether a hint concerns any of these, who all watch `vault`."""
         found = False
-        for sync in syncs:
+        for watch in watches:
+            here = (watch.sync.id, watch.side)
             if gap:
-                due.setdefault(sync.id, _Due()).all = True
+                due.setdefault(here, _Due()).all = True
                 found = True
-                continue
-            path = path_below(sync.source.prefix, hint.name, vault.capabilities.names)
-            if path and why_left_out(sync, path) is None:
-                due.setdefault(sync.id, _Due()).hints.append((path, hint.version))
+            elif (path := watch.path(vault, hint.name)) is not None:
+                due.setdefault(here, _Due()).hints.append((path, hint.version))
                 found = True
         return found
 
     # queueing ---------------------------------------------------------------------------------------------------------
 
-    async def _queue(self, due: Mapping[str, _Due]) -> None:
+    async def _queue(self, due: Mapping[tuple[str, str], _Due]) -> None:
         """Send all of it at once: a store that commits in groups has one disk write for it all."""
         told = (self._in.store.owner, self._reads.tell())
-        await asyncio.gather(*(self._queue_sync(self._in.syncs[sync_id], each, told) for sync_id, each in due.items()))
+        await asyncio.gather(
+            *(self._queue_side(self._in.syncs[sync_id], side, each, told) for (sync_id, side), each in due.items())
+        )
 
-    async def _queue_sync(self, sync: Sync, due: _Due, told: tuple[str, int]) -> None:
+    async def _queue_side(self, sync: Sync, side: str, due: _Due, told: tuple[str, int]) -> None:
         if due.all or (await self._in.store.get_control(sync.id)).paused:
             # Of a paused sync nothing is written; it catches up when it is resumed.
             await self._runs.rerun(sync.id)
@@ -157,11 +183,19 @@ class Events:
         parts = list(jobs.cut(merged(due.hints).items(), _size))
         sends = [
             self._in.queues.send(
-                jobs.write_queue(target.vault),
-                jobs.encode(EventJob(sync=sync.id, vault=target.vault, target=target.id, hints=part, told=told)),
+                jobs.write_queue(unit.vault),
+                jobs.encode(
+                    EventJob(
+                        sync=sync.id,
+                        vault=unit.vault,
+                        target=side if sync.two_way else unit.id,
+                        hints=part,
+                        told=told,
+                    )
+                ),
             )
             for part in parts
-            for target in sync.targets
+            for unit in sync.units
         ]
         await asyncio.gather(*sends)
 

@@ -12,19 +12,22 @@ import contextlib
 import logging
 import math
 import uuid
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 from shared import jobs
 from shared.engine.delete_window import recent_deletes
-from shared.engine.document import PlanDocument
+from shared.engine.document import PlanDocument, item_of
 from shared.engine.field_changes import look_closer
 from shared.engine.installation import Installation, backoff
+from shared.engine.merger import open_work
 from shared.engine.probe import Prober
 from shared.engine.runs import Runs
-from shared.engine.saved_plan import configuration_of
+from shared.engine.saved_plan import SavedPlan, SavedPlans, carries_out_plan, configuration_of, what_moved
 from shared.engine.survey import SourceView, TargetView
 from shared.engine.tally import HELD_SUFFIX
+from shared.engine.two_way_survey import TwoWayView
 from shared.errors import AccessDenied, InvalidSecret, StoreError, SyncError, Unavailable, VaultError
 from shared.history import Save, Store
 from shared.jobs import PlanJob
@@ -46,6 +49,8 @@ from shared.pacing import counting
 from shared.plan import Change, ChangeKind, leftovers
 
 log = logging.getLogger("vaultferry.planner")
+
+View: TypeAlias = TargetView | TwoWayView
 
 SLICE = 1000
 """Paths compared at once: what a crash has to compare again at most."""
@@ -71,6 +76,7 @@ class Planner:
         self._store = installation.store
         self._runs = runs
         self._prober = prober
+        self._plans = SavedPlans(installation.store)
 
     async def handle(self, job: PlanJob) -> None:
         """Plan a run, or go on planning it. Delivered twice, or to two instances at once, it plans once."""
@@ -110,7 +116,7 @@ class Planner:
             await self._again(replace(job, attempt=job.attempt + 1), backoff(policy, job.attempt + 1, asked))
         else:
             run = await self._store.get_run(job.run)
-            if error.transient and run is not None and not run.dry_run:
+            if error.transient and run is not None and not run.dry_run and not carries_out_plan(run):
                 if run.paths is None:
                     await self._runs.recover(sync.id)
                 # The queues are those of written vaults: any of them does for a probe, which asks the source as well.
@@ -128,6 +134,9 @@ class Planner:
             run = started
         progress = {part.target: part for part in await self._store.list_progress(run.run_id)}
         await self._send_again(run, sync, progress)
+        if carries_out_plan(run):
+            await self._carry_out(run, sync, begun=bool(progress))
+            return
         deadline = asyncio.get_running_loop().time() + self._in.planning_budget
         with counting() as source_calls:
             source = SourceView(
@@ -250,12 +259,22 @@ class Planner:
         current = await self._store.get_run(run.run_id)
         return current is None or current.status is not RunStatus.PLANNING
 
-    async def _look_at_target(self, run: Run, sync: Sync, target: Target, source: SourceView) -> TargetView:
+    async def _look_at_target(self, run: Run, sync: Sync, target: Target, source: SourceView) -> View:
+        recent = recent_deletes(await self._store.get_control(sync.id), target.id, self._in.clock())
+        if not sync.two_way:
+            return await self._look_one_way(run, sync, target, source, recent)
+        states: dict[str, dict[str, ObjectState]] = {}
+        async for state in self._store.list_objects(sync.id):
+            states.setdefault(state.path, {})[state.target] = state
+        view = TwoWayView(run, await open_work(self._in, sync, run.run_id, 0), source, states, recent)
+        await view.look()
+        return view
+
+    async def _look_one_way(self, run: Run, sync: Sync, target: Target, source: SourceView, recent: int) -> TargetView:
         """A target that does not answer is planned blindly: what is due by the source is sent all the same, so that it
         is retried, recorded and caught up like any other failure."""
         states = {state.path: state async for state in self._store.list_objects(sync.id, target=target.id)}
         paths = set(source.entries) if run.paths is None else source.entries.keys() & set(run.paths)
-        recent = recent_deletes(await self._store.get_control(sync.id), target.id, self._in.clock())
         view = TargetView(sync, target, source, self._in.digester, states, paths, recent_deletes=recent)
         try:
             await view.look(await self._in.vaults.get(target.vault, sync.source.resource))
@@ -265,7 +284,7 @@ class Planner:
             view.vault, view.listed, view.cleanup = None, None, False
         return view
 
-    async def _compare(self, run: Run, view: TargetView, paths: Sequence[str]) -> Slice:
+    async def _compare(self, run: Run, view: View, paths: Sequence[str]) -> Slice:
         refused = {
             path: why
             for path in paths
@@ -290,7 +309,7 @@ class Planner:
     async def _emit(
         self,
         run: Run,
-        view: TargetView,
+        view: View,
         progress: Progress,
         done: Slice,
         cursor: str,
@@ -303,7 +322,7 @@ class Planner:
         if run.dry_run:
             await pages.add(target, await self._shown(view, done))
         else:
-            await self._record_refused(run, view, done.refused)
+            await self._record_refused(run, view.row_target, view.states, done.refused)
             for op in (Op.CREATE, Op.UPDATE, Op.REPAIR, Op.MERGE):
                 due = [change.path for change in done.changes if change.kind.op is op]
                 name = f"{target.id}-{slices:06d}-{op}"
@@ -328,27 +347,36 @@ class Planner:
                 await self._runs.send_chunk(run, chunk, target.vault)
         return saved
 
-    async def _record_refused(self, run: Run, view: TargetView, refused: Mapping[str, str]) -> None:
+    async def _record_refused(
+        self,
+        run: Run,
+        row_target: str,
+        states: Mapping[str, ObjectState],
+        refused: Mapping[str, str],
+        status: ObjectStatus = ObjectStatus.FAILED,
+    ) -> None:
+        failed = status is ObjectStatus.FAILED
+        action, outcome = (Action.FAIL, Outcome.FAILED) if failed else (Action.CONFLICT, Outcome.CONFLICT)
         saves = []
         for path, why in refused.items():
-            state = view.states.get(path) or ObjectState(run.sync_id, view.target.id, path)
-            if state.status is ObjectStatus.FAILED and state.error == why:
+            state = states.get(path) or ObjectState(run.sync_id, row_target, path)
+            if state.status is status and state.error == why:
                 continue
-            failed = replace(
+            ended = replace(
                 state,
-                status=ObjectStatus.FAILED,
+                status=status,
                 error=why,
                 transient=False,
                 run_id=run.run_id,
-                outcome=Outcome.FAILED,
+                outcome=outcome,
                 last_sync_at=self._in.clock(),
             )
-            saves.append(Save(failed, Event(Action.FAIL, ObjectStatus.FAILED, run.run_id, error=why)))
+            saves.append(Save(ended, Event(action, status, run.run_id, error=why)))
         if saves:
             await self._store.save_objects(saves)
 
     async def _emit_deletes(
-        self, run: Run, view: TargetView, progress: Progress, calls: Mapping[str, int], pages: _Pages
+        self, run: Run, view: View, progress: Progress, calls: Mapping[str, int], pages: _Pages
     ) -> None:
         """The last slice: what is no longer asked for. Only now is it known how much that is."""
         missing = view.missing(run)
@@ -356,7 +384,7 @@ class Planner:
         why = None
         if not run.allow_deletes:
             why = view.guard(len(deletes) + len(view.renamed))
-        finished = replace(progress, finished=True, slices=progress.slices + 1, calls=dict(calls))
+        finished = replace(progress, finished=True, slices=progress.slices + 1, calls=dict(calls), error=view.problem)
         if run.dry_run:
             await pages.add(view.target, await self._shown_deletes(view, missing), guard=why)
             await self._save(run, view.target, replace(finished, blocked=why), [])
@@ -380,15 +408,82 @@ class Planner:
             extra = {"sync": run.sync_id, "run": run.run_id, "target": view.target.id}
             log.warning("deletes are held back: %s", why, extra=extra)
 
+    # a saved plan -----------------------------------------------------------------------------------------------------
+
+    async def _carry_out(self, run: Run, sync: Sync, *, begun: bool) -> None:
+        """Send exactly what a saved plan says, if a plan that is made now says the same. Once that is known, the run's
+        first progress is saved with its first chunks: after a crash, what this run has written is no surprise."""
+        plan = await self._plans.get(run.run_id)
+        with counting() as calls:
+            moved = (
+                None if begun else what_moved(plan, configuration_of(self._in, sync), await self._rehearse(run, sync))
+            )
+        if moved is not None:
+            await self._runs.fail(run.run_id, f"nothing was written, for the plan no longer holds: {moved}. Plan again")
+            return
+        if await self._stopped(run):
+            return
+        chunks = {chunk.chunk for chunk in await self._store.list_chunks(run.run_id)}
+        progress = {part.target: part for part in await self._store.list_progress(run.run_id)}
+        for target in sync.units:
+            part = progress.get(target.id) or Progress(run.run_id, target.id)
+            if target is sync.units[0] and not begun:
+                # What no job looks at belongs to no target: it is booked on the first.
+                part = replace(part, calls=dict(calls), unchanged=plan.unchanged)
+            if not part.finished:
+                await self._send_planned(run, target, plan, part, chunks)
+        await self._planned(run, sync, _Pages(self._store, run))
+
+    async def _rehearse(self, run: Run, sync: Sync) -> list[dict[str, Any]]:
+        """What a plan would say now. Raises whatever keeps a target from being planned."""
+        dry = replace(run, dry_run=True)
+        source = SourceView(sync, await self._in.vaults.get(sync.source.vault, sync.source.resource), self._in.digester)
+        await source.look()
+        items: list[dict[str, Any]] = []
+        for target in sync.units:
+            view = await self._look_at_target(dry, sync, target, source)
+            if isinstance(view, TargetView) and view.vault is None:
+                raise Unavailable(
+                    "nobody can tell whether the plan still holds: it does not answer", vault=target.vault
+                )
+            paths = sorted(view.paths)
+            for at in range(0, len(paths), SLICE):
+                found = await self._shown(view, await self._compare(dry, view, paths[at : at + SLICE]))
+                items += [item_of(target.id, change) for change in found]
+            items += [item_of(target.id, change) for change in await self._shown_deletes(view, view.missing(dry))]
+        return [item for item in items if item["change"] != ChangeKind.UNCHANGED]
+
+    async def _send_planned(
+        self, run: Run, target: Target, plan: SavedPlan, progress: Progress, known: Collection[str]
+    ) -> None:
+        hopeless = plan.hopeless(target.id)
+        states = await self._store.get_objects(run.sync_id, target.id, [item["path"] for item in hopeless])
+        for kind, status in ((ChangeKind.FAIL, ObjectStatus.FAILED), (ChangeKind.CONFLICT, ObjectStatus.CONFLICT)):
+            refused = {item["path"]: item["reason"] for item in hopeless if item["change"] == kind}
+            await self._record_refused(run, target.id, states, refused, status)
+        chunks = [
+            chunk
+            for op in (Op.CREATE, Op.UPDATE, Op.REPAIR, Op.DELETE)
+            for chunk in _chunks(run, target, op, plan.due(target.id, op), f"{target.id}-000001-{op}")
+            if chunk.chunk not in known
+        ]
+        while len(chunks) > MAX_CHUNKS:
+            progress = await self._save(run, target, progress, chunks[:MAX_CHUNKS])
+            del chunks[:MAX_CHUNKS]
+        finished = replace(progress, finished=True, slices=1, failed=len(hopeless))
+        await self._save(run, target, finished, chunks)
+
     # what a person is told ------------------------------------------------------------------------------------------
 
-    async def _shown(self, view: TargetView, done: Slice) -> list[Change]:
+    async def _shown(self, view: View, done: Slice) -> list[Change]:
         """A slice as a plan tells it."""
-        changes = await look_closer(self._in, view, done.changes)
+        changes = done.changes if isinstance(view, TwoWayView) else await look_closer(self._in, view, done.changes)
         return [*changes, *(Change(path, ChangeKind.FAIL, why) for path, why in done.refused.items())]
 
-    async def _shown_deletes(self, view: TargetView, missing: Sequence[Change]) -> list[Change]:
+    async def _shown_deletes(self, view: View, missing: Sequence[Change]) -> list[Change]:
         """What is no longer asked for, as a plan tells it."""
+        if isinstance(view, TwoWayView):
+            return list(missing)
         renames = [
             Change(path, ChangeKind.DELETE, "the mapping no longer names it so", leftovers(view.states[path], names))
             for path in sorted(view.renamed)

@@ -129,7 +129,7 @@ def what_moved(saved: SavedPlan, configuration: str, fresh: Sequence[Mapping[str
     """What is not as it was when the plan was made, in words; None: a plan that is made now says the same."""
     if saved.configuration != configuration:
         return "the configuration of the sync, or the digest key, is another one now"
-    before, now = ({_key(item): item for item in items} for items in (saved.items, fresh))
+    before, now = _by_path(saved.items), _by_path(fresh)
     found = [_difference(before.get(key), now.get(key)) for key in sorted(before.keys() | now.keys())]
     told = [each for each in found if each]
     if not told:
@@ -138,8 +138,14 @@ def what_moved(saved: SavedPlan, configuration: str, fresh: Sequence[Mapping[str
     return "; ".join(told[:NAMED]) + more
 
 
-def _key(item: Mapping[str, Any]) -> tuple[str, str, bool]:
-    return item["target"], item["path"], _kind(item) is ChangeKind.DELETE
+def _by_path(items: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, bool], Mapping[str, Any]]:
+    """By target and path. A path that is renamed has two items: what is written, and the old names that go (True)."""
+    found = {(item["target"], item["path"], False): item for item in items if _kind(item) is not ChangeKind.DELETE}
+    for item in items:
+        if _kind(item) is ChangeKind.DELETE:
+            place = item["target"], item["path"]
+            found[(*place, (*place, False) in found)] = item
+    return found
 
 
 def _difference(saved: Mapping[str, Any] | None, fresh: Mapping[str, Any] | None) -> str | None:

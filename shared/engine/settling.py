@@ -100,7 +100,7 @@ class Settler:
                 status=ObjectStatus.PENDING,
                 run_id=of_run[0],
                 outcome=of_run[1],
-                claim=f"{self._store.owner}:{next(_claims)}",
+                claim=next_claim(self._store.owner),
                 claim_expires_at=now + CLAIM,
             )
             saves.append(Save(claimed))
@@ -267,6 +267,11 @@ def _given_back(work: PathWork, each: Claimed, later: Later, final: bool) -> tup
         return Save(replace(state, status=status, error=str(later.error) if later.error else state.error)), later
     failed = replace(state, status=ObjectStatus.FAILED, error=str(later.error), transient=True)
     return Save(failed, fail_event(before, failed, work.run_id, work.attempt)), Outcome.FAILED
+
+
+def next_claim(owner: str) -> str:
+    """What tells this claim from all others of its holder."""
+    return f"{owner}:{next(_claims)}"
 
 
 def put_off(

@@ -107,6 +107,13 @@ class TargetView:
     cleanup: bool = True
     """Whether the old names of renamed paths may go as soon as the new ones are there."""
 
+    problem: None = None
+    """A target that can not be looked at stops its own planning."""
+
+    @property
+    def row_target(self) -> str:
+        return self.target.id
+
     @property
     def owned(self) -> int:
         return sum(state.owned for state in self.states.values())

@@ -13,9 +13,12 @@ from dataclasses import replace
 
 from shared import jobs
 from shared.engine.installation import Installation
+from shared.engine.merger import Came, Merger
 from shared.engine.path_work import Later, PathWork, Settled
+from shared.engine.planned_work import PlannedWork
 from shared.engine.probe import Prober
 from shared.engine.runs import ATTEMPTS_TO_SAVE, Runs
+from shared.engine.saved_plan import SavedPlans, carries_out_plan
 from shared.engine.settling import BATCH, Claimed, Results, Settler, put_off
 from shared.errors import ConfigError, StoreError, VaultError
 from shared.jobs import WriteJob
@@ -28,12 +31,14 @@ BUSY_DELAY = 1.0
 
 
 class Writer:
-    def __init__(self, installation: Installation, runs: Runs, prober: Prober) -> None:
+    def __init__(self, installation: Installation, runs: Runs, prober: Prober, merger: Merger) -> None:
         self._in = installation
         self._store = installation.store
         self._runs = runs
         self._prober = prober
+        self._merger = merger
         self._settler = Settler(installation)
+        self._plans = SavedPlans(installation.store)
 
     async def handle(self, job: WriteJob) -> None:
         """Settle the paths of a job that are still open. What is busy or failed transiently goes back to the queue."""
@@ -74,7 +79,9 @@ class Writer:
             for half in (still_open[:middle], still_open[middle:]):
                 await self._send(replace(job, paths=tuple(half), split=True), 0)
             return
-        await self._settler.give_up(job.sync, job.target, still_open, run_id=job.run, attempt=job.attempt)
+        sync = self._in.syncs.get(job.sync)
+        target = sync.row_target(job.target) if sync else job.target
+        await self._settler.give_up(job.sync, target, still_open, run_id=job.run, attempt=job.attempt)
         await self._record(chunk, dict.fromkeys(still_open, Outcome.FAILED), {})
         await self._runs.finish_if_done(job.run)
 
@@ -83,9 +90,13 @@ class Writer:
     async def _settle(
         self, run: Run, sync: Sync, target: Target, chunk: Chunk, job: WriteJob, paths: Sequence[str]
     ) -> Results:
+        if sync.two_way:
+            return await self._merge(run, sync, chunk, job, paths)
         results = Results()
         try:
             work = await self._settler.work(sync, target, run.run_id, job.attempt)
+            if carries_out_plan(run):
+                work = PlannedWork.of(work, (await self._plans.get(run.run_id)).bases(target.id, chunk.op))
         except (VaultError, ConfigError) as error:
             await self._settler.unopened(sync, target, paths, error, results, run_id=run.run_id, attempt=job.attempt)
             return results
@@ -103,6 +114,15 @@ class Writer:
                 await self._settler.settle(work, await self._claim(work, chunk, job, lost, results), one, results)
         results.later.update(dict.fromkeys(results.lost, Later(busy=True)))
         return results
+
+    async def _merge(self, run: Run, sync: Sync, chunk: Chunk, job: WriteJob, paths: Sequence[str]) -> Results:
+        came = Came()
+        for path, state in (await self._store.get_objects(sync.id, sync.targets[0].id, paths)).items():
+            if not state.claim and _settled_by(state, job, chunk.op):
+                came.outcomes[path] = state.outcome
+        due = [path for path in paths if path not in came.outcomes]
+        await self._merger.settle(sync, chunk.op, due, came, run_id=run.run_id, attempt=job.attempt)
+        return came
 
     async def _claim(
         self, work: PathWork, chunk: Chunk, job: WriteJob, paths: Sequence[str], results: Results

@@ -717,7 +717,7 @@ async def test_what_was_there_before_is_treated_as_the_sync_says(
 
 
 def test_hints_of_one_path_become_one() -> None:
-    from shared.engine.event_writer import merged
+    from shared.notices import merged
 
     hints: Sequence[tuple[str, str | None]] = [("a", "9"), ("a", "10"), ("b", "1"), ("b", None), ("c", "x"), ("c", "y")]
     assert merged(hints) == {"a": "10", "b": None, "c": None}

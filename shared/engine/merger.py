@@ -1,0 +1,253 @@
+"""Jobs of two-way syncs: for each path claim, settle on all sides at once, record.
+
+A path has a row for each target. The first target's is the one that is claimed, and so stands for the path: whoever has
+it works on all sides. The others are saved on condition that nobody touched them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from shared import jobs
+from shared.engine.delete_window import DeleteWindow
+from shared.engine.installation import Installation
+from shared.engine.path_work import Later
+from shared.engine.place import Place
+from shared.engine.probe import Prober
+from shared.engine.runs import Runs
+from shared.engine.settling import BATCH, CLAIM, Results, Settler, next_claim, put_off
+from shared.engine.two_way import Ended, Seat, Told, TwoWayWork
+from shared.errors import ConfigError, VaultError
+from shared.history import Save
+from shared.jobs import EventJob
+from shared.mapping import Mapper, why_left_out
+from shared.model import SOURCE_SIDE, ObjectState, ObjectStatus, Op, Outcome, Sync
+from shared.notices import is_known, merged
+
+log = logging.getLogger("vaultferry.writer")
+
+BUSY_DELAY = 1.0
+
+
+@dataclass
+class Came(Results):
+    """What came of a job's paths."""
+
+    deletes: list[str] = field(default_factory=list)
+    """Of which nothing is left to do but to delete."""
+
+
+Rows = Mapping[str, ObjectState]
+"""A path's rows, by target."""
+
+
+async def open_work(installation: Installation, sync: Sync, run_id: str | None, attempt: int) -> TwoWayWork:
+    """What the paths of a job, or of a plan, have in common. A target that can not be opened is left out of it. Raises
+    VaultError and ConfigError where the source can not."""
+    owner = installation.owner_marks.get(sync.id)
+
+    async def place(vault_id: str) -> Place:
+        vault = await installation.vaults.get(vault_id, sync.source.resource)
+        return Place(vault, installation.digester, owner)
+
+    source = Seat(SOURCE_SIDE, await place(sync.source.vault), sync.source.prefix)
+    targets: list[Seat] = []
+    silent: dict[str, VaultError] = {}
+    for target in sync.targets:
+        try:
+            there = await place(target.vault)
+        except VaultError as error:
+            silent[target.id] = error
+        else:
+            targets.append(Seat(target.id, there, mapper=Mapper(target, there.vault.capabilities.names)))
+    return TwoWayWork(sync, source, tuple(targets), silent, run_id, attempt, installation.clock)
+
+
+class Merger:
+    def __init__(self, installation: Installation, runs: Runs, prober: Prober) -> None:
+        self._in = installation
+        self._store = installation.store
+        self._runs = runs
+        self._prober = prober
+        self._window = DeleteWindow(installation)
+        self._settler = Settler(installation)
+
+    async def settle(
+        self,
+        sync: Sync,
+        op: Op,
+        paths: Sequence[str],
+        results: Came,
+        *,
+        run_id: str | None,
+        attempt: int,
+        told: Mapping[str, Told] | None = None,
+    ) -> None:
+        """Settle paths, and note how each ended. Raises StoreError."""
+        try:
+            work = await open_work(self._in, sync, run_id, attempt)
+        except (VaultError, ConfigError) as error:
+            first = sync.targets[0]
+            await self._settler.unopened(sync, first, paths, error, results, run_id=run_id, attempt=attempt)
+            return
+        for at in range(0, len(paths), BATCH):
+            await self._settle(work, op, paths[at : at + BATCH], results, told or {})
+
+    async def event(self, job: EventJob, sync: Sync) -> None:
+        """Bring the paths of an event's job together. What is busy or failed transiently goes back to the queue."""
+        hints = {path: hint for path, hint in merged(job.hints).items() if why_left_out(sync, path) is None}
+        if (await self._store.get_control(sync.id)).paused:
+            await self._runs.rerun(sync.id)
+            return
+        rows = await self.rows(sync, list(hints))
+        due = [path for path, hint in hints.items() if not _is_old_news(job.target, rows[path], hint)]
+        told = {path: (job.target, hints[path]) for path in due}
+        came = Came()
+        await self.settle(sync, Op.MERGE, due, came, run_id=None, attempt=job.attempt, told=told)
+        if came.deletes:
+            await self._delete(sync, job, came, told)
+        busy = [path for path, why in came.later.items() if why.busy]
+        failed = {path: why for path, why in came.later.items() if not why.busy}
+        if busy:
+            await self._again(job, busy, hints, job.attempt, BUSY_DELAY)
+        if failed:
+            about = {"sync": job.sync, "target": job.target}
+            delay = put_off(sync.retry_policy, failed, job.attempt + 1, log, about)
+            await self._again(job, failed, hints, job.attempt + 1, delay)
+        if came.down:
+            await self._prober.schedule(job.vault)
+        if came.defect is not None:
+            raise came.defect
+
+    async def _delete(self, sync: Sync, job: EventJob, came: Came, told: Mapping[str, Told]) -> None:
+        held = await self._window.reserve(sync, sync.units[0].id, len(came.deletes))
+        if held is None:
+            await self.settle(sync, Op.DELETE, came.deletes, came, run_id=None, attempt=job.attempt, told=told)
+            return
+        log.warning("left to a run: %s", held.why, extra={"sync": sync.id, "target": job.target})
+        if held.first:
+            await self._runs.rerun(sync.id)
+        else:
+            await self._runs.recover(sync.id)
+            await self._prober.schedule(job.vault)
+
+    async def _again(
+        self, job: EventJob, paths: Collection[str], hints: Mapping[str, str | None], attempt: int, delay: float
+    ) -> None:
+        again = replace(job, hints=tuple((path, hints[path]) for path in paths), attempt=attempt, told=None)
+        await self._in.queues.send(jobs.write_queue(job.vault), jobs.encode(again), delay=delay)
+
+    async def rows(self, sync: Sync, paths: Sequence[str]) -> dict[str, dict[str, ObjectState]]:
+        """The rows of paths, by path and target; new ones where there are none yet."""
+        ids = [target.id for target in sync.targets]
+        known = dict(
+            zip(ids, await asyncio.gather(*(self._store.get_objects(sync.id, t, paths) for t in ids)), strict=True)
+        )
+        return {
+            path: {each: known[each].get(path) or ObjectState(sync.id, each, path) for each in ids} for path in paths
+        }
+
+    # one batch --------------------------------------------------------------------------------------------------------
+
+    async def _settle(
+        self, work: TwoWayWork, op: Op, paths: Sequence[str], results: Came, told: Mapping[str, Told]
+    ) -> None:
+        now = self._in.clock()
+        before = await self.rows(work.sync, paths)
+        claimed = await self._claim(work, before, now, results)
+
+        async def one(path: str) -> Ended:
+            if results.hopeless is not None:
+                return Ended(error=results.hopeless)
+            ended = await work.run(op, path, before[path], claimed[path], now + CLAIM, told.get(path))
+            if ended.error is None:
+                results.failures.clear()
+            else:
+                results.failures.append(ended.error)
+            return ended
+
+        ended = await asyncio.gather(*(one(path) for path in claimed), return_exceptions=True)
+        saves: list[Save] = []
+        counted: dict[str, Ended] = {}
+        for path, result in zip(claimed, ended, strict=True):
+            if isinstance(result, Exception):
+                # Given back at once, so that its next delivery finds it free, and fails as visibly.
+                results.defect = result
+                saves += self._released(work, before[path], claimed[path], Ended())
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                counted[path] = result
+                saves += self._released(work, before[path], claimed[path], result)
+        kept = await self._store.save_objects(saves)
+        lost = {save.state.path for save, state in zip(saves, kept, strict=True) if state is None}
+        for path, result in counted.items():
+            self._count(work, path, result, path in lost, results)
+
+    async def _claim(
+        self, work: TwoWayWork, before: Mapping[str, Rows], now: datetime, results: Came
+    ) -> dict[str, dict[str, ObjectState]]:
+        """Claim what nobody else works on; the rest is busy."""
+        first = work.sync.targets[0].id
+        saves: list[Save] = []
+        for path, rows in before.items():
+            row = rows[first]
+            if row.claim_left(now):
+                results.later[path] = Later(busy=True)
+                continue
+            of_run = (row.run_id, row.outcome) if work.run_id is None else (work.run_id, Outcome.OPEN)
+            claim = next_claim(self._store.owner)
+            saves.append(
+                Save(replace(row, run_id=of_run[0], outcome=of_run[1], claim=claim, claim_expires_at=now + CLAIM))
+            )
+        claimed: dict[str, dict[str, ObjectState]] = {}
+        for save, kept in zip(saves, await self._store.save_objects(saves), strict=True):
+            if kept is None:
+                results.later[save.state.path] = Later(busy=True)
+            else:
+                claimed[kept.path] = {**before[kept.path], first: kept}
+        return claimed
+
+    def _released(self, work: TwoWayWork, before: Rows, claimed: Rows, ended: Ended) -> list[Save]:
+        """What is to be saved of a path: its claim given back, and every row that something became of."""
+        saves = {save.state.target: save for save in ended.saves}
+        due = []
+        for target_id, row in claimed.items():
+            save = saves.get(target_id) or Save(row)
+            mine = row.claim is not None and before[target_id].claim != row.claim
+            if not mine and save.event is None and save.state == row:
+                continue
+            state = replace(save.state, claim=None, claim_expires_at=None, last_sync_at=self._in.clock())
+            if work.run_id is not None:
+                state = replace(state, run_id=work.run_id, outcome=ended.outcome or Outcome.OPEN)
+            due.append(Save(state, save.event))
+        return due
+
+    def _count(self, work: TwoWayWork, path: str, ended: Ended, lost: bool, results: Came) -> None:
+        extra = {"sync": work.sync.id, "path": path, "attempt": work.attempt, "run": work.run_id or ""}
+        if lost or ended.busy:
+            # Somebody else went on: what we know is old. All sides are looked at anew.
+            results.later[path] = Later(busy=True)
+        elif ended.outcome is None:
+            results.later[path] = Later(error=ended.error)
+        else:
+            results.outcomes[path] = ended.outcome
+            results.down = results.down or ended.error is not None
+            if ended.outcome in (Outcome.FAILED, Outcome.CONFLICT):
+                why = next((save.state.error for save in ended.saves if save.state.error), None)
+                log.warning("%s: %s", ended.outcome.name.lower(), why, extra=extra)
+        if ended.delete:
+            results.deletes.append(path)
+
+
+def _is_old_news(side: str, rows: Rows, hint: str | None) -> bool:
+    """Whether what a side was seen to hold is what it and all others agreed on already, as after a write of our own."""
+    if any(row.status is not ObjectStatus.IN_SYNC or not row.parts for row in rows.values()):
+        return False
+    if side == SOURCE_SIDE:
+        return all(is_known(row.source_version, hint) for row in rows.values())
+    return side in rows and is_known(rows[side].parts[0].version, hint)

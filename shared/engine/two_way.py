@@ -1,0 +1,587 @@
+"""What a two-way sync does with one path: look at all its sides, decide, write those that hold another value, and note.
+
+Nothing is written on the strength of what is remembered alone: each side is read first. With compare-and-set a write then
+expects the version that was read; without it, the side is read once more just before, and once more after. Whoever wrote in
+between is looked at anew. A crash needs no repair: sides that hold one value agree, whoever gave it to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timedelta
+
+from shared.engine.path_work import forgotten
+from shared.engine.place import Found, Place
+from shared.errors import Conflict, SecretNotFound, Unavailable, VaultError
+from shared.history import Save
+from shared.mapping import Mapper, short_hash
+from shared.merge import Merge, Side, Verdict, merge
+from shared.model import (
+    SOURCE_SIDE,
+    Action,
+    Contested,
+    Event,
+    Expect,
+    ObjectState,
+    ObjectStatus,
+    Op,
+    Outcome,
+    Part,
+    Secret,
+    Sight,
+    Source,
+    Sync,
+    Target,
+    iso,
+)
+from shared.notices import is_known
+from shared.vault import check_name
+
+ROUNDS = 3
+"""How often a path is looked at anew within one job when somebody else writes at the same time."""
+TIME_TO_WRITE = timedelta(seconds=120)
+"""How much of a claim must be left for a write to begin: it is over by then, so that no older value follows a newer one."""
+LAG_TRIES = 3
+"""How often a side is asked again that shows an older version than is known already. Then it is taken at its word: the key
+may have been wiped and written anew, which begins at version 1."""
+
+Told = tuple[str, str | None]
+"""The side that an event came from, and the version that it told of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One side of a sync: a vault, and what a path is called there."""
+
+    id: str
+    place: Place
+    prefix: str = ""
+    mapper: Mapper | None = None
+    """None: the source's, where a path follows the prefix as it is."""
+
+    def name(self, path: str) -> str:
+        """Raises InvalidSecret for what the vault can not take."""
+        if self.mapper is not None:
+            return self.mapper.name(path)
+        name = self.prefix + path
+        check_name(self.place.vault.id, name, self.place.vault.capabilities.names)
+        return name
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What one side holds: a digest (None: nothing), and what tells it from the next value."""
+
+    digest: str | None = None
+    fingerprint: str | None = None
+    version: str | None = None
+
+
+@dataclass
+class Looks:
+    """What a look at all sides saw."""
+
+    names: dict[str, str] = field(default_factory=dict)
+    found: dict[str, Found] = field(default_factory=dict)
+    held: dict[str, Held] = field(default_factory=dict)
+    """Of each side that could be read: what it holds, brought up to date by what is written."""
+    errors: dict[str, VaultError] = field(default_factory=dict)
+    """Why a side can not take part, or could not be written."""
+    closed: set[str] = field(default_factory=set)
+    """Sides that have it and hand out no value: disabled, or nothing that could be carried. They are left as they are."""
+    written: set[str] = field(default_factory=set)
+    deleted: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a path's work ended: the rows to be saved, and either an outcome or why it must come again."""
+
+    saves: tuple[Save, ...] = ()
+    outcome: Outcome | None = None
+    error: VaultError | None = None
+    busy: bool = False
+    delete: bool = False
+    """All that is left to do is to delete, and this job may not."""
+
+
+class _Moved(Exception):
+    """A side is not any more as it was found a moment ago."""
+
+
+class _OutOfTime(Exception):
+    """The claim may run out while something is written."""
+
+
+@dataclass(frozen=True)
+class TwoWayWork:
+    """Everything a job's paths have in common."""
+
+    sync: Sync
+    source: Seat
+    targets: tuple[Seat, ...]
+    silent: Mapping[str, VaultError]
+    """Targets whose vault can not even be opened."""
+    run_id: str | None
+    """None: the job is an event's, and belongs to no run."""
+    attempt: int
+    clock: Callable[[], datetime]
+
+    @property
+    def final(self) -> bool:
+        """Whether what fails now is not tried again."""
+        return self.attempt >= self.sync.retry_policy.max_retries
+
+    async def run(
+        self,
+        op: Op,
+        path: str,
+        before: Mapping[str, ObjectState],
+        rows: Mapping[str, ObjectState],
+        until: datetime,
+        told: Told | None = None,
+    ) -> Ended:
+        """Settle a path. `before` are its rows by target as they were, `rows` as they are now that one of them is claimed
+        `until` then. Raises only what is no VaultError."""
+        last: Exception | None = None
+        for _ in range(ROUNDS):
+            try:
+                return await self._once(op, path, before, rows, until, told)
+            except (Conflict, _Moved) as error:
+                last = error
+            except _OutOfTime:
+                return Ended(busy=True)
+        why = f"somebody else keeps writing it{f' ({last})' if isinstance(last, VaultError) else ''}"
+        return self._later(before, rows, Unavailable(why, vault=self.source.place.vault.id, path=path))
+
+    async def inspect(self, path: str, before: Mapping[str, ObjectState]) -> tuple[Merge | None, Looks]:
+        """What would become of a path now, and what all sides hold. None: the source can not be compared."""
+        looks = await self.look(path)
+        return (self._merge(before, looks) if SOURCE_SIDE in looks.held else None), looks
+
+    async def look(self, path: str) -> Looks:
+        """Read all sides, at once."""
+        looks = Looks(errors=dict(self.silent))
+
+        async def one(seat: Seat) -> None:
+            try:
+                looks.names[seat.id] = name = seat.name(path)
+                found = await seat.place.look(name)
+            except VaultError as error:
+                looks.errors[seat.id] = error
+                return
+            looks.found[seat.id] = found
+            if found.live and found.digest is None:
+                looks.closed.add(seat.id)
+            else:
+                looks.held[seat.id] = _held(seat.place, found)
+
+        await asyncio.gather(*(one(seat) for seat in (self.source, *self.targets)))
+        return looks
+
+    # one round --------------------------------------------------------------------------------------------------------
+
+    async def _once(
+        self,
+        op: Op,
+        path: str,
+        before: Mapping[str, ObjectState],
+        rows: Mapping[str, ObjectState],
+        until: datetime,
+        told: Told | None,
+    ) -> Ended:
+        looks = await self.look(path)
+        if lagging := self._lagging(path, before, looks, told):
+            return self._later(before, rows, lagging)
+        if SOURCE_SIDE in looks.errors:
+            return self._without_source(before, rows, looks.errors[SOURCE_SIDE])
+        if SOURCE_SIDE in looks.closed:
+            why = "disabled in the source: left as it is on all sides"
+            return Ended(tuple(_closed(rows[each], before[each], why) for each in rows), Outcome.SKIPPED)
+        merged = self._merge(before, looks)
+        seen = self._sights(looks)
+        delete = merged.deletes and self.sync.delete.propagate
+        if merged.verdict is Verdict.CARRY and (delete or not merged.deletes) and (op is Op.DELETE or not delete):
+            await self._carry(merged, path, looks, until)
+        return self._settled(merged, before, rows, looks, seen, put_off=delete and op is not Op.DELETE)
+
+    def _lagging(
+        self, path: str, before: Mapping[str, ObjectState], looks: Looks, told: Told | None
+    ) -> Unavailable | None:
+        """Why it is too early to believe a side: it shows an older version than an event told of, or than was carried."""
+        if self.attempt >= min(LAG_TRIES, self.sync.retry_policy.max_retries):
+            return None
+        for seat in (self.source, *self.targets):
+            found = looks.found.get(seat.id)
+            if found is None:
+                continue
+            known = [told[1]] if told is not None and told[0] == seat.id else []
+            if known and known[0] is not None and not found.live:
+                return _lags(seat, path, f"version {known[0]}, which an event told of, is not there yet")
+            known += self._carried(seat, before)
+            have = found.entry.version if found.entry else None
+            if have is None or not have.isdecimal():
+                continue
+            if any(one is not None and one.isdecimal() and not is_known(have, one) for one in known):
+                return _lags(seat, path, f"it shows version {have}, an older one than is known already")
+        return None
+
+    def _carried(self, seat: Seat, before: Mapping[str, ObjectState]) -> list[str | None]:
+        """The versions of a side that were agreed on: it can hold no older one."""
+        rows = [row for row in before.values() if row.status is ObjectStatus.IN_SYNC]
+        if seat.id == SOURCE_SIDE:
+            return [row.source_version for row in rows if agreed_part(row, self.recipe(row.target))]
+        parts = (agreed_part(row, self.recipe(row.target)) for row in rows if row.target == seat.id)
+        return [part.version for part in parts if part]
+
+    def recipe(self, target_id: str) -> str:
+        """Identifies the two places that a row speaks of: in other ones, nothing was ever agreed on."""
+        target = self.sync.target(target_id)
+        assert target is not None, "rows are those of the sync's targets"  # noqa: S101
+        return two_way_recipe(self.sync.source, target)
+
+    def _without_source(
+        self, before: Mapping[str, ObjectState], rows: Mapping[str, ObjectState], error: VaultError
+    ) -> Ended:
+        if error.transient and not self.final:
+            return self._later(before, rows, error)
+        return self._all_failed(before, rows, error)
+
+    def _all_failed(
+        self, before: Mapping[str, ObjectState], rows: Mapping[str, ObjectState], error: VaultError
+    ) -> Ended:
+        saves = tuple(self._failed(rows[each], before[each], error) for each in rows)
+        return Ended(saves, Outcome.FAILED, error if error.transient else None)
+
+    def _later(self, before: Mapping[str, ObjectState], rows: Mapping[str, ObjectState], error: VaultError) -> Ended:
+        if self.final:
+            return self._all_failed(before, rows, error)
+        saves = (Save(replace(rows[each], status=before[each].status, error=str(error))) for each in rows)
+        return Ended(tuple(saves), None, error)
+
+    # deciding ---------------------------------------------------------------------------------------------------------
+
+    def _merge(self, before: Mapping[str, ObjectState], looks: Looks) -> Merge:
+        contested = contested_of(before.values())
+        source = looks.held[SOURCE_SIDE]
+        sights = {sight.side: sight for sight in contested.sides} if contested else {}
+
+        def side(seat: Seat, base: str | None) -> Side:
+            held, entry = looks.held[seat.id], looks.found[seat.id].entry
+            sight = sights.get(seat.id)
+            return Side(
+                seat.id,
+                held.digest,
+                base,
+                entry.updated_at if entry and held.digest else None,
+                seat.place.vault.capabilities.time_resolution,
+                sight is not None and _has_moved(sight, held),
+            )
+
+        targets = [
+            side(seat, self._base(seat, before[seat.id], looks, source))
+            for seat in self.targets
+            if seat.id in looks.held
+        ]
+        return merge(side(self.source, None), targets, self.sync.conflict, contested.take if contested else None)
+
+    def _base(self, seat: Seat, row: ObjectState, looks: Looks, source: Held) -> str | None:
+        """What a target and the source last agreed on, as a digest of today's key."""
+        digester, held = seat.place.digester, looks.held[seat.id]
+        agreed = agreed_part(row, self.recipe(row.target))
+        rule = seat.place.vault.capabilities.names
+        if agreed is None or rule.key(agreed.name) != rule.key(looks.names[seat.id]):
+            return None
+        if row.digest_key_id == digester.key_id and agreed.digest is not None:
+            return agreed.digest
+        # Remembered under another key: whoever did not move since tells what it was.
+        if agreed.fingerprint is not None and agreed.fingerprint == held.fingerprint:
+            return held.digest
+        if row.source_fingerprint is not None and row.source_fingerprint == source.fingerprint:
+            return source.digest
+        return "(not known)"
+
+    def _sights(self, looks: Looks) -> tuple[Sight, ...]:
+        def sight(seat: Seat) -> Sight:
+            held, entry = looks.held[seat.id], looks.found[seat.id].entry
+            changed_at = iso(entry.updated_at) if entry and held.digest else None
+            return Sight(seat.id, held.fingerprint, held.version, held.digest, changed_at)
+
+        return tuple(sight(seat) for seat in (self.source, *self.targets) if seat.id in looks.held)
+
+    # writing ----------------------------------------------------------------------------------------------------------
+
+    async def _carry(self, merged: Merge, path: str, looks: Looks, until: datetime) -> None:
+        """Give all sides the winner's value. The source comes first: if it can not have it, nobody gets it."""
+        winner = looks.found[str(merged.winner)].secret
+        due = [seat for seat in self.targets if seat.id in looks.held and looks.held[seat.id].digest != merged.value]
+        if looks.held[SOURCE_SIDE].digest != merged.value:
+            try:
+                await self._give(self.source, winner, merged.value, looks, until)
+            except Conflict:
+                raise
+            except VaultError as error:
+                looks.errors[str(merged.winner)] = error
+                return
+
+        async def one(seat: Seat) -> None:
+            try:
+                await self._give(seat, winner, merged.value, looks, until)
+            except Conflict:
+                raise
+            except VaultError as error:
+                looks.errors[seat.id] = error
+
+        ended = await asyncio.gather(*(one(seat) for seat in due), return_exceptions=True)
+        # All have come to an end before anything is looked at anew.
+        for result in ended:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _give(self, seat: Seat, secret: Secret | None, digest: str | None, looks: Looks, until: datetime) -> None:
+        """Write a value to a side, or delete it there. Raises Conflict, `_Moved`, `_OutOfTime` and any VaultError."""
+        place, name, found = seat.place, looks.names[seat.id], looks.found[seat.id]
+        cas = place.vault.capabilities.compare_and_set
+        if not cas and _held(place, await place.look(name)).digest != looks.held[seat.id].digest:
+            raise _Moved
+        if self.clock() > until - TIME_TO_WRITE:
+            raise _OutOfTime
+        version = found.entry.version if found.entry else None
+        if secret is None or digest is None:
+            await self._remove(place, name, version if cas and version else Expect.ANY)
+            looks.held[seat.id] = Held()
+            looks.deleted.add(seat.id)
+            return
+        expect = (version or Expect.ABSENT) if cas else Expect.ANY
+        entry = await place.set(name, Secret(secret.fields), digest, expect, lambda _: None)
+        if not cas:
+            after = await place.look(name)
+            if after.digest != digest:
+                raise _Moved
+            entry = entry if entry.fingerprint or after.entry is None else after.entry
+        part = place.part(name, entry, digest, digest)
+        looks.held[seat.id] = Held(digest, part.fingerprint, part.version)
+        looks.written.add(seat.id)
+
+    async def _remove(self, place: Place, name: str, expect: str | Expect) -> None:
+        try:
+            await place.vault.delete_secret(name, expect=expect)
+        except SecretNotFound:
+            return
+        except Unavailable as error:
+            if not error.ambiguous or (await place.look(name)).live:
+                raise
+
+    # recording --------------------------------------------------------------------------------------------------------
+
+    def _settled(
+        self,
+        merged: Merge,
+        before: Mapping[str, ObjectState],
+        rows: Mapping[str, ObjectState],
+        looks: Looks,
+        seen: tuple[Sight, ...],
+        *,
+        put_off: bool,
+    ) -> Ended:
+        contested = contested_of(before.values())
+        by_hand = contested is not None and contested.take is not None and contested.take == merged.winner
+        saves: list[Save] = []
+        failed = conflict = False
+        transient: VaultError | None = None
+        for target_id, row in rows.items():
+            was = before[target_id]
+            error = looks.errors.get(target_id)
+            held, source = looks.held.get(target_id), looks.held[SOURCE_SIDE]
+            if error is not None and error.transient and not self.final:
+                transient = error
+                saves.append(Save(replace(row, status=was.status, error=str(error))))
+            elif error is not None:
+                failed = True
+                transient = error if error.transient else transient
+                saves.append(self._failed(row, was, error))
+            elif held is None:
+                saves.append(_closed(row, was, "disabled in the target: left as it is on all sides"))
+            elif held.digest == source.digest:
+                saves.append(self._agreed(merged, target_id, was, row, looks, seen, by_hand))
+            elif merged.verdict is Verdict.CONFLICT and target_id in merged.contested:
+                conflict = True
+                saves.append(self._in_conflict(merged, was, row, seen))
+            else:
+                saves.append(Save(_as_before(row, was)))
+        if transient is not None and not self.final:
+            return Ended(tuple(saves), None, transient)
+        outcome = Outcome.UNCHANGED
+        if failed:
+            outcome = Outcome.FAILED
+        elif conflict:
+            outcome = Outcome.CONFLICT
+        elif looks.written:
+            outcome = Outcome.WRITTEN
+        elif looks.deleted:
+            outcome = Outcome.DELETED
+        elif any(save.event is not None and save.event.action is Action.ADOPT for save in saves):
+            outcome = Outcome.ADOPTED
+        elif looks.closed:
+            outcome = Outcome.SKIPPED
+        return Ended(tuple(saves), outcome, transient, delete=put_off)
+
+    def _agreed(
+        self,
+        merged: Merge,
+        target_id: str,
+        was: ObjectState,
+        row: ObjectState,
+        looks: Looks,
+        seen: tuple[Sight, ...],
+        by_hand: bool,
+    ) -> Save:
+        """A target holds what the source holds: that is what they agree on from now on."""
+        held, source = looks.held[target_id], looks.held[SOURCE_SIDE]
+        back = merged.winner == target_id
+        row = replace(row, error=None, transient=False, contested=None)
+        if held.digest is None:
+            state = replace(forgotten(row), direction=_direction(back)) if row.revision or was.parts else row
+        else:
+            seat = next(seat for seat in self.targets if seat.id == target_id)
+            part = Part(looks.names[target_id], held.fingerprint, held.version, held.digest)
+            state = replace(
+                row,
+                parts=(part,),
+                source_fingerprint=source.fingerprint,
+                source_version=source.version,
+                digest_key_id=seat.place.digester.key_id,
+                recipe=self.recipe(target_id),
+                status=ObjectStatus.IN_SYNC,
+                direction=_direction(back),
+            )
+        action = self._action(merged, target_id, was, looks, by_hand)
+        if action is None:
+            return Save(replace(state, direction=was.direction))
+        settled = action in (Action.CONFLICT, Action.RESOLVE)
+        return Save(
+            state,
+            Event(
+                action,
+                state.status,
+                self.run_id,
+                state.direction,
+                source_version=source.version,
+                target_version=held.version,
+                attempt=self.attempt,
+                detail=_detail(merged, seen) if settled else None,
+            ),
+        )
+
+    def _action(self, merged: Merge, target_id: str, was: ObjectState, looks: Looks, by_hand: bool) -> Action | None:
+        """What the history shall say was done between the source and this target; None: nothing."""
+        if target_id in merged.contested:
+            return Action.RESOLVE if by_hand else Action.CONFLICT
+        touched = {target_id, SOURCE_SIDE} if merged.winner == target_id else {target_id}
+        if looks.deleted & touched:
+            return Action.DELETE
+        if looks.written & touched:
+            return Action.UPDATE if was.parts else Action.CREATE
+        digest = looks.held[target_id].digest
+        known = agreed_part(was, self.recipe(target_id))
+        same_key = was.digest_key_id == self.source.place.digester.key_id
+        noted = digest is not None and (known is None or (same_key and known.digest != digest))
+        return Action.ADOPT if noted else None
+
+    def _in_conflict(self, merged: Merge, was: ObjectState, row: ObjectState, seen: tuple[Sight, ...]) -> Save:
+        """Nothing is touched, and what they last agreed on stays what it was."""
+        state = replace(row, status=ObjectStatus.CONFLICT, error=merged.reason, transient=False)
+        if was.contested is not None and _same_sights(was.contested.sides, seen):
+            # Known already: what a person has decided meanwhile stays with it.
+            return Save(replace(state, contested=was.contested))
+        event = Event(
+            Action.CONFLICT,
+            ObjectStatus.CONFLICT,
+            self.run_id,
+            attempt=self.attempt,
+            error=merged.reason,
+            detail=_detail(merged, seen),
+        )
+        return Save(replace(state, contested=Contested(seen)), event)
+
+    def _failed(self, row: ObjectState, was: ObjectState, error: VaultError) -> Save:
+        failed = replace(row, status=ObjectStatus.FAILED, error=str(error), transient=error.transient)
+        if was.status is ObjectStatus.FAILED and was.error == failed.error:
+            return Save(failed)
+        event = Event(Action.FAIL, ObjectStatus.FAILED, self.run_id, attempt=self.attempt, error=failed.error)
+        return Save(failed, event)
+
+
+# --- small helpers ----------------------------------------------------------------------------------------------------
+
+
+def two_way_recipe(source: Source, target: Target) -> str:
+    """Identifies the two places that a target's rows speak of. What a path is called there stands in the row itself."""
+    return short_hash([source.vault, source.prefix, source.resource, target.vault])
+
+
+def agreed_part(row: ObjectState, recipe: str) -> Part | None:
+    """What a row says that the source and its target last agreed on; None: nothing, as far as these two places go."""
+    if row.status is ObjectStatus.DELETED or not row.parts or row.recipe != recipe:
+        return None
+    return row.parts[0]
+
+
+def contested_of(rows: Iterable[ObjectState]) -> Contested | None:
+    """The conflict that a path's rows tell of: they all tell of the same one."""
+    return next((row.contested for row in rows if row.status is ObjectStatus.CONFLICT and row.contested), None)
+
+
+def _held(place: Place, found: Found) -> Held:
+    version = found.entry.version if found.entry else None
+    if not found.live or found.digest is None:
+        return Held(None, None, version)
+    if place.by_value:
+        return Held(found.digest, f"{place.digester.key_id}:{found.digest}", version)
+    return Held(found.digest, found.entry.fingerprint if found.entry else None, version)
+
+
+def _lags(seat: Seat, path: str, why: str) -> Unavailable:
+    return Unavailable(why, vault=seat.place.vault.id, path=path)
+
+
+def _has_moved(sight: Sight, held: Held) -> bool:
+    if (sight.digest is None) is not (held.digest is None):
+        return True
+    if sight.fingerprint is not None and held.fingerprint is not None:
+        return sight.fingerprint != held.fingerprint
+    return sight.digest != held.digest
+
+
+def _same_sights(before: Iterable[Sight], now: Iterable[Sight]) -> bool:
+    known = {sight.side: sight for sight in before}
+    return all(
+        sight.side in known and not _has_moved(known[sight.side], Held(sight.digest, sight.fingerprint, sight.version))
+        for sight in now
+    )
+
+
+def _closed(row: ObjectState, was: ObjectState, why: str) -> Save:
+    if was.parts and was.status is not ObjectStatus.DELETED:
+        return Save(_as_before(row, was))
+    return Save(replace(row, status=ObjectStatus.SKIPPED, error=why, transient=False))
+
+
+def _as_before(row: ObjectState, was: ObjectState) -> ObjectState:
+    """A row of which nothing became: what was in doubt or failed has been looked at."""
+    if was.status in (ObjectStatus.PENDING, ObjectStatus.FAILED, ObjectStatus.CONFLICT):
+        status = ObjectStatus.IN_SYNC if was.parts else ObjectStatus.PENDING
+        return replace(row, status=status, error=None, transient=False, contested=None)
+    return replace(row, status=was.status, error=was.error)
+
+
+def _direction(back: bool) -> str:
+    return "target_to_source" if back else "source_to_target"
+
+
+def _detail(merged: Merge, seen: tuple[Sight, ...]) -> str:
+    sides = [asdict(sight) for sight in seen]
+    return json.dumps({"rule": merged.reason, "taken": merged.winner, "sides": sides})

@@ -1,0 +1,304 @@
+"""What a planning of a two-way sync sees: all sides beside what they last agreed on.
+
+It finds out for which paths something is due, from fingerprints alone, and which of those are deletes: they are counted
+together, whichever side they would happen on. What exactly comes of a path is for the job that reads its values; a plan
+for a person reads them too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping, Sequence
+
+from shared.engine.field_changes import field_changes
+from shared.engine.survey import UNANSWERED, SourceView
+from shared.engine.two_way import Looks, Seat, TwoWayWork, agreed_part
+from shared.errors import AccessDenied, InvalidSecret, SecretNotFound, Unavailable, VaultError
+from shared.mapping import Naming, is_shared_name, name_all, why_left_out
+from shared.merge import Merge, Side, Verdict, merge
+from shared.model import SOURCE_SIDE, ConflictPolicy, Entry, ObjectState, ObjectStatus, Run, Target
+from shared.plan import Change, ChangeKind, guard
+from shared.vault import FingerprintCost, check_name
+
+log = logging.getLogger("vaultferry.planner")
+
+READ_AT_ONCE = 32
+"""Paths whose values are in memory at the same time, in a plan for a person."""
+DOUBTFUL = (ObjectStatus.PENDING, ObjectStatus.FAILED, ObjectStatus.CONFLICT)
+
+States = Mapping[str, Mapping[str, ObjectState]]
+"""What is remembered, by path and target."""
+
+
+class TwoWayView:
+    """Stands where the planning of a one-way sync has a `TargetView` for each target."""
+
+    def __init__(self, run: Run, work: TwoWayWork, source: SourceView, states: States, recent_deletes: int) -> None:
+        self.run = run
+        self.sync = work.sync
+        self.work = work
+        self.source = source
+        self.target: Target = work.sync.units[0]
+        self.row_target = work.sync.targets[0].id
+        self.silent: dict[str, VaultError] = dict(work.silent)
+        """Targets that can not be looked at, and are left out of what is compared."""
+        self.paths: set[str] = set()
+        self.naming = Naming({}, {})
+        self.renamed: set[str] = set()
+        self.cleanup = True
+        self._all = states
+        self._recent = recent_deletes
+        self._listed: dict[str, dict[str, Entry]] = {}
+        """By side and path."""
+        self._hub_paths: dict[str, str] = {}
+        """What the source's listing calls a path, where it ignores case and calls it otherwise than we do."""
+        self._gone: dict[str, list[Change]] = {}
+        self._unanswered = 0
+        self._few = asyncio.Semaphore(READ_AT_ONCE)
+
+    @property
+    def states(self) -> dict[str, ObjectState]:
+        """The rows that stand for their paths."""
+        return {path: rows[self.row_target] for path, rows in self._all.items() if self.row_target in rows}
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps a target out for good, until a person has done something about it."""
+        told = [f"{target}: {error}" for target, error in sorted(self.silent.items()) if not error.transient]
+        return "; ".join(told) or None
+
+    # looking ------------------------------------------------------------------------------------------------------
+
+    async def look(self) -> None:
+        """List all targets; the source was listed before. A target that fails is left out, and nothing is gone from it."""
+        await asyncio.gather(*(self._list(seat) for seat in self.work.targets))
+        key = self.source.vault.capabilities.names.key
+        names: dict[str, str] = {}
+        remembered = [path for path in self._all if why_left_out(self.sync, path) is None and self._is_alive(path)]
+        for path in (*remembered, *self.source.entries, *(p for listed in self._listed.values() for p in listed)):
+            names.setdefault(key(path), path)
+        self._hub_paths = {names[key(path)]: path for path in self.source.entries}
+        for side, listed in self._listed.items():
+            self._listed[side] = {names[key(path)]: entry for path, entry in listed.items()}
+        known = set(names.values())
+        refused = {path: why for path in known if (why := self._why_refused(path)) is not None}
+        for seat in self.work.targets:
+            mapper = seat.mapper
+            assert mapper is not None, "a target has one"  # noqa: S101
+            shared = name_all(mapper, sorted(known - refused.keys())).refused
+            # What one target can not be called is that target's own failure, told by the job.
+            refused |= {path: why for path, why in shared.items() if is_shared_name(why)}
+        self.naming = Naming({}, refused)
+        self.paths = known if self.run.paths is None else known & set(self.run.paths)
+
+    def _is_alive(self, path: str) -> bool:
+        rows = self._all[path].values()
+        return any(row.parts and row.status is not ObjectStatus.DELETED for row in rows)
+
+    async def _list(self, seat: Seat) -> None:
+        mapper = seat.mapper
+        assert mapper is not None, "a target has one"  # noqa: S101
+        found: dict[str, Entry] = {}
+        try:
+            async for entry in seat.place.vault.list_secrets(mapper.prefix):
+                path = mapper.path_of(entry.name)
+                if path is not None and why_left_out(self.sync, path) is None:
+                    found[path] = entry
+        except VaultError as error:
+            self._leave_out(seat, error)
+            return
+        self._listed[seat.id] = found
+
+    def _leave_out(self, seat: Seat, error: VaultError) -> None:
+        if seat.id not in self.silent:
+            log.warning("%s is left out: %s", seat.id, error, extra={"sync": self.sync.id})
+        self.silent[seat.id] = error
+
+    def _why_refused(self, path: str) -> str | None:
+        """Why the source can not hold a path that is there, or that a target has."""
+        listed = self._hub_paths.get(path)
+        if listed is not None:
+            return self.source.refused.get(listed)
+        rule = self.source.vault.capabilities.names
+        try:
+            check_name(self.source.vault.id, self.sync.source.prefix + path, rule)
+        except InvalidSecret as error:
+            return f"the source can not hold it: {error.message}"
+        return None
+
+    # comparing ----------------------------------------------------------------------------------------------------
+
+    @property
+    def owned(self) -> int:
+        """How many paths several sides hold, by what is remembered."""
+        return sum(self._is_alive(path) for path in self._all)
+
+    def guard(self, deletes: int) -> str | None:
+        """Why this many deletes, on all sides together, need somebody's approval."""
+        if not deletes:
+            return None
+        return guard(self.sync.delete, self.owned + self._recent, deletes + self._recent)
+
+    def strays(self) -> set[str]:
+        return set()
+
+    def rows(self, path: str) -> dict[str, ObjectState]:
+        known = self._all.get(path, {})
+        ids = (target.id for target in self.sync.targets)
+        return {each: known.get(each) or ObjectState(self.sync.id, each, path) for each in ids}
+
+    async def compare(self, run: Run, path: str) -> list[Change]:
+        """What is due of one path; nothing: it is to be deleted, which `missing` tells. Raises any VaultError."""
+        hub = self._hub_paths.get(path)
+        if hub is not None and not self.source.entries[hub].enabled:
+            return [Change(path, ChangeKind.SKIP, "disabled in the source: left as it is on all sides")]
+        rows = self.rows(path)
+        found = await self._due(path, rows)
+        if isinstance(found, str):
+            return await self._told(path, rows) if run.dry_run else [Change(path, ChangeKind.MERGE, found)]
+        if found.verdict is Verdict.SAME:
+            return [Change(path, ChangeKind.UNCHANGED, found.reason)]
+        if not found.deletes:
+            return await self._told(path, rows) if run.dry_run else [Change(path, ChangeKind.MERGE, found.reason)]
+        if not self.sync.delete.propagate:
+            return [_kept(path, found)]
+        self._gone[path] = [
+            Change(path, ChangeKind.DELETE, found.reason, (name,), side=side) for side, name in self._holders(path)
+        ]
+        return []
+
+    def _holders(self, path: str) -> list[tuple[str, str]]:
+        """The sides that list a path, and what it is called there."""
+        hub = self._hub_paths.get(path)
+        found = [] if hub is None else [(SOURCE_SIDE, self.source.entries[hub].name)]
+        return found + [(side, listed[path].name) for side, listed in self._listed.items() if path in listed]
+
+    async def _due(self, path: str, rows: Mapping[str, ObjectState]) -> Merge | str:
+        """What fingerprints tell of a path, or why only its values can."""
+        doubtful = [row.status for row in rows.values() if row.revision is not None and row.status in DOUBTFUL]
+        if doubtful:
+            return f"{doubtful[0]} since the last run"
+        if not any(row.revision for row in rows.values()):
+            return "new here"
+        try:
+            hub = await self._hub_entry(path)
+        except Unavailable as error:
+            self._unanswered += 1
+            if self._unanswered > UNANSWERED:
+                raise
+            return f"it could not be looked at, so it is tried ({error.message})"
+        source = Side(SOURCE_SIDE, None if hub is None else _token(hub.fingerprint, SOURCE_SIDE))
+        try:
+            seen = await asyncio.gather(
+                *(self._side(seat, path, rows[seat.id]) for seat in self.work.targets if seat.id not in self.silent)
+            )
+        except (AccessDenied, InvalidSecret) as error:
+            return f"it could not be looked at on every side ({error.message})"
+        return merge(source, [side for side in seen if side is not None], ConflictPolicy.MANUAL)
+
+    async def _hub_entry(self, path: str) -> Entry | None:
+        hub = self._hub_paths.get(path)
+        return None if hub is None else await self.source.entry(hub)
+
+    async def _side(self, seat: Seat, path: str, row: ObjectState) -> Side | None:
+        """A target, with the source's fingerprint of then as the token of what they agreed on; None: left out."""
+        agreed = agreed_part(row, self.work.recipe(row.target))
+        listed = self._listed.get(seat.id, {}).get(path)
+        key = seat.place.vault.capabilities.names.key
+        if agreed is not None and key(agreed.name) != key(seat.name(path)):
+            agreed = None
+        base = None if agreed is None else _token(row.source_fingerprint, f"{seat.id} before")
+        if listed is not None and not listed.enabled:
+            return None
+        try:
+            entry = None if listed is None else await self._entry(seat, listed)
+        except Unavailable as error:
+            self._leave_out(seat, error)
+            return None
+        if entry is None:
+            return Side(seat.id, None, base)
+        if agreed is not None and agreed.fingerprint is not None and entry.fingerprint == agreed.fingerprint:
+            return Side(seat.id, base, base)
+        return Side(seat.id, seat.id, base)
+
+    async def _entry(self, seat: Seat, listed: Entry) -> Entry | None:
+        """A target's secret with its fingerprint; None: it is gone. Raises any VaultError but SecretNotFound."""
+        vault = seat.place.vault
+        cost = vault.capabilities.fingerprint
+        if cost is FingerprintCost.LISTED or not listed.live:
+            return listed if listed.live else None
+        try:
+            if cost is FingerprintCost.PER_SECRET:
+                entry = await vault.describe_secret(listed.name)
+                return entry if entry.live else None
+            secret = await vault.get_secret(listed.name)
+        except SecretNotFound:
+            return None
+        return Entry(listed.name, seat.place.fingerprint(secret))
+
+    async def look_again(self, paths: Sequence[str]) -> None:
+        """Find out which of the paths that an earlier job compared are to be deleted: nobody wrote that down."""
+        due = [path for path in paths if path not in self.naming.refused]
+        await asyncio.gather(*(self.compare(self.run, path) for path in due))
+
+    def missing(self, run: Run) -> list[Change]:
+        """What is to be deleted, by side, and what is remembered of paths that the sync does not cover any more."""
+        changes = [change for path in sorted(self._gone) for change in self._gone[path]]
+        for path in sorted(self._all):
+            if (run.paths is None or path in run.paths) and self._is_alive(path):
+                left_out = why_left_out(self.sync, path)
+                if left_out:
+                    changes.append(Change(path, ChangeKind.KEEP, f"{left_out}; left as it is on all sides"))
+        return changes
+
+    # for a person -------------------------------------------------------------------------------------------------
+
+    async def _told(self, path: str, rows: Mapping[str, ObjectState]) -> list[Change]:
+        """What would become of a path, side by side. Raises any VaultError of the source."""
+        async with self._few:
+            merged, looks = await self.work.inspect(path, rows)
+            if SOURCE_SIDE in looks.errors:
+                raise looks.errors[SOURCE_SIDE]
+            changes = [
+                Change(path, ChangeKind.FAIL, str(error), side=side)
+                for side, error in looks.errors.items()
+                if side not in self.silent
+            ]
+            if merged is None:
+                why = "disabled in the source: left as it is on all sides"
+                return [Change(path, ChangeKind.SKIP, why)]
+            changes += self._changes(path, merged, looks)
+        return changes or [Change(path, ChangeKind.UNCHANGED, merged.reason)]
+
+    def _changes(self, path: str, merged: Merge, looks: Looks) -> list[Change]:
+        if merged.verdict is Verdict.CONFLICT:
+            return [Change(path, ChangeKind.CONFLICT, merged.reason)]
+        if merged.verdict is not Verdict.CARRY:
+            return []
+        due = [side for side, held in looks.held.items() if held.digest != merged.value]
+        if merged.value is None:
+            if not self.sync.delete.propagate:
+                return [_kept(path, merged)]
+            deletes = [Change(path, ChangeKind.DELETE, merged.reason, (looks.names[side],), side=side) for side in due]
+            self._gone[path] = deletes
+            return []
+        return [self._write(path, merged, looks, side) for side in due]
+
+    def _write(self, path: str, merged: Merge, looks: Looks, side: str) -> Change:
+        taken = looks.found[str(merged.winner)].secret
+        there = looks.found[side].secret
+        fields = None
+        if taken is not None:
+            fields = field_changes(there.fields if there else {}, taken.fields, self.work.source.place.digester)
+        kind = ChangeKind.CREATE if there is None else ChangeKind.UPDATE
+        return Change(path, kind, merged.reason, (looks.names[side],), fields, side)
+
+
+def _token(fingerprint: str | None, otherwise: str) -> str:
+    """Equal for what is surely the same; without a fingerprint, nothing is."""
+    return otherwise if fingerprint is None else f"={fingerprint}"
+
+
+def _kept(path: str, merged: Merge) -> Change:
+    return Change(path, ChangeKind.KEEP, f"{merged.reason}; kept elsewhere, because delete.propagate is false")

@@ -105,7 +105,7 @@ async def run_sync(app: App, sync_id: str = "s", **options: bool) -> Run:
         if not (await app.engine.runs.view(run.run_id)).status.active:
             ended.set()
 
-    queues = {jobs.PLAN_QUEUE} | {jobs.write_queue(target.vault) for target in app.config.syncs[sync_id].targets}
+    queues = {jobs.PLAN_QUEUE} | {jobs.write_queue(unit.vault) for unit in app.config.syncs[sync_id].units}
     loops = [QueueLoop(app.queues, queue, handle) for queue in sorted(queues)]
     for loop in loops:
         loop.start()

@@ -238,7 +238,8 @@ Version 1: what is added keeps everything as it was; a change that breaks someth
 
 Each route but /health and this document wants the function key. On Azure it is a key of the function app, and the host \
 itself answers a wrong one; `vaultferry serve` compares with VAULTFERRY_API_KEY, and without that answers this machine \
-only. Lists are `items` with a `next_cursor`. Times are UTC. No answer holds the value of a secret."""
+only. Lists are `items` with a `next_cursor`. Times are UTC. What is not granted is answered with a problem (RFC 9457) \
+that says what to do. No answer holds the value of a secret."""
 
 
 @cache

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from pydantic import BaseModel, ConfigDict, Field
+
+if TYPE_CHECKING:
+    from shared.vault import NameRule
 
 
 class Settings(BaseModel):
@@ -20,3 +25,7 @@ class VaultSettings(Settings):
     def can(self) -> frozenset[str]:
         """Which of list, get, set and delete a vault configured so can do at all: what a sync may need of it."""
         return frozenset({"list", "get", "set", "delete"})
+
+    def name_rule(self, resource: str) -> NameRule | None:
+        """Which names such a vault takes, the same as its capabilities say once it is open; None: not known before."""
+        return None

@@ -34,7 +34,7 @@ from shared.errors import (
 from shared.model import Entry, Expect, Secret, canonical_json
 from shared.notices import GapNotice, Hint, KeyVaultNotice, Notice
 from shared.pacing import Pacer
-from shared.vault import Capabilities, Finding, FingerprintCost, NameRule, Use, Vault, check_name
+from shared.vault import Capabilities, Finding, FingerprintCost, Use, Vault, check_name
 from shared.vaults.azure_key_vault.client import Client
 from shared.vaults.azure_key_vault.failures import (
     BUSY_FOR,
@@ -47,7 +47,7 @@ from shared.vaults.azure_key_vault.failures import (
     failures,
     http_date,
 )
-from shared.vaults.azure_key_vault.settings import Settings
+from shared.vaults.azure_key_vault.settings import NAMES, Settings
 
 if TYPE_CHECKING:
     from azure.keyvault.secrets import SecretProperties
@@ -73,12 +73,6 @@ _RECOVERY_WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
 # https://learn.microsoft.com/azure/key-vault/general/service-limits#secrets-managed-storage-account-keys-and-vault-transactions
 _CREATES_PER_SECOND = 30 * 0.9
 _REQUESTS_PER_SECOND = 400 * 0.9
-_NAMES = NameRule(
-    allowed=re.compile(r"[0-9a-zA-Z-]"),
-    max_length=127,
-    ignores_case=True,
-    wording="1 to 127 letters (a-z), digits and dashes",
-)
 
 
 def connect(vault_id: str, settings: Settings, resource: str = "secrets") -> KeyVault:
@@ -127,19 +121,19 @@ class KeyVault(Vault):
             tags=True,
             time_resolution=_RESOLUTION,
             max_bytes=_MAX_BYTES,
-            names=_NAMES,
+            names=NAMES,
         )
 
     async def list_secrets(self, prefix: str = "") -> AsyncIterator[Entry]:
         if prefix:
             check_name(self.id, prefix.removesuffix("/"))
-        wanted = _NAMES.key(prefix)
+        wanted = NAMES.key(prefix)
         token: str | None = None
         while True:
             page, following = await self._page(token)
             for entry, managed in page:
                 # Those that belong to a certificate can be neither written nor meaningfully carried elsewhere.
-                if not managed and _NAMES.key(entry.name).startswith(wanted):
+                if not managed and NAMES.key(entry.name).startswith(wanted):
                     yield entry
             if following is None:
                 return
@@ -160,14 +154,14 @@ class KeyVault(Vault):
 
     async def describe_secret(self, name: str) -> Entry:
         """One get whose value is dropped: the current version has no read of its own that leaves the value out."""
-        check_name(self.id, name, _NAMES)
+        check_name(self.id, name, NAMES)
         try:
             return (await self._get(name))[2]
         except SecretDisabled:
             return Entry(name, enabled=False)
 
     async def get_secret(self, name: str) -> Secret:
-        check_name(self.id, name, _NAMES)
+        check_name(self.id, name, NAMES)
         properties, text, entry = await self._get(name)
         if not entry.live:
             raise SecretNotFound("it has expired", vault=self.id, path=name)
@@ -199,7 +193,7 @@ class KeyVault(Vault):
         self, name: str, secret: Secret, *, expect: str | Expect = Expect.ANY, owner: str | None = None
     ) -> Entry:
         self._refuse_expectation(expect, name)
-        check_name(self.id, name, _NAMES)
+        check_name(self.id, name, NAMES)
         text, options = self._packed(name, secret, owner)
         asked = False
         for wait in (*_RECOVERY_WAITS, None):
@@ -252,7 +246,7 @@ class KeyVault(Vault):
     async def delete_secret(self, name: str, *, expect: str | Expect = Expect.ANY) -> None:
         """Soft-delete, recoverably for as long as the vault says. Ends with the answer: the rest takes seconds."""
         self._refuse_expectation(expect, name)
-        check_name(self.id, name, _NAMES)
+        check_name(self.id, name, NAMES)
         try:
             # Not `client.delete_secret`: that one polls until the deletion is through.
             await self._send("DELETE", f"/secrets/{name}", name, write=True)
@@ -283,7 +277,7 @@ class KeyVault(Vault):
         if notice.host.lower() not in (host, host.partition(".")[0]):
             return None
         try:
-            check_name(self.id, notice.name, _NAMES)
+            check_name(self.id, notice.name, NAMES)
         except InvalidSecret:
             return None
         return Hint(notice.name, notice.version)

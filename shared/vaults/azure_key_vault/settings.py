@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -9,6 +10,14 @@ from pydantic import Field, SecretStr, field_validator
 
 from shared.settings import Settings as BaseSettings
 from shared.settings import VaultSettings
+from shared.vault import NameRule
+
+NAMES = NameRule(
+    allowed=re.compile(r"[0-9a-zA-Z-]"),
+    max_length=127,
+    ignores_case=True,
+    wording="1 to 127 letters (a-z), digits and dashes",
+)
 
 # Where the tokens for each cloud's vaults come from; None: where azure-identity looks by itself.
 # https://learn.microsoft.com/azure/key-vault/general/about-keys-secrets-certificates#dns-suffixes-for-object-identifiers
@@ -66,6 +75,9 @@ class Settings(VaultSettings):
     @classmethod
     def _a_login_address(cls, text: str | None) -> str | None:
         return None if text is None else _https_address(text, "https://login.microsoftonline.us")
+
+    def name_rule(self, resource: str) -> NameRule:
+        return NAMES
 
 
 def _https_address(text: str, example: str) -> str:

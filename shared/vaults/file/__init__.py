@@ -18,7 +18,7 @@ import secrets as random
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -29,7 +29,7 @@ from shared.model import Entry, Expect, Secret, canonical_json, from_iso, iso, s
 from shared.onestring import to_json
 from shared.pacing import Pacer
 from shared.settings import VaultSettings
-from shared.vault import Capabilities, Finding, FingerprintCost, Use, Vault, check_name
+from shared.vault import Capabilities, Finding, FingerprintCost, NameRule, Use, Vault, check_name
 from shared.vaults.file.sealed import MIN_PASSPHRASE, SealedFile, Stamp, raw_key
 
 T = TypeVar("T")
@@ -49,6 +49,9 @@ class Settings(VaultSettings):
         if raw_key(text) is None and len(text) < MIN_PASSPHRASE:
             raise ValueError(f"expected 32 bytes in base64, or a passphrase of at least {MIN_PASSPHRASE} characters")
         return key
+
+    def name_rule(self, resource: str) -> NameRule:
+        return NameRule()
 
 
 def connect(vault_id: str, settings: Settings, resource: str = "secrets") -> FileVault:
@@ -103,7 +106,13 @@ class FileVault(Vault):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(fingerprint=FingerprintCost.LISTED, compare_and_set=True, fields=True, tags=True)
+        return Capabilities(
+            fingerprint=FingerprintCost.LISTED,
+            compare_and_set=True,
+            fields=True,
+            tags=True,
+            time_resolution=timedelta(microseconds=1),
+        )
 
     async def list_secrets(self, prefix: str = "") -> AsyncIterator[Entry]:
         if prefix:

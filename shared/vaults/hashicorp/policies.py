@@ -8,9 +8,10 @@ from urllib.parse import quote
 from shared.errors import InvalidSecret, Unsupported
 from shared.model import Entry, Expect, Secret
 from shared.notices import AuditNotice, Hint
-from shared.vault import Capabilities, Finding, FingerprintCost, NameRule, Use, check_name
+from shared.vault import Capabilities, Finding, FingerprintCost, Use, check_name
 from shared.vaults.hashicorp.adapter import MAX_REQUEST_BYTES
 from shared.vaults.hashicorp.base import PROBE, HashicorpVault
+from shared.vaults.hashicorp.settings import POLICY_NAMES
 
 _FIELD = "value"
 _EVERY_SERVERS_OWN = frozenset({"root", "default"})
@@ -22,7 +23,7 @@ _CAPABILITIES = Capabilities(
     FingerprintCost.VALUE,
     fields=False,
     max_bytes=MAX_REQUEST_BYTES,
-    names=NameRule(ignores_case=True, wording="names of policies, in which case does not count"),
+    names=POLICY_NAMES,
 )
 
 

@@ -16,6 +16,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 
 from shared.settings import Settings as Part
 from shared.settings import VaultSettings
+from shared.vault import NameRule
 
 
 def _variable(name: str) -> Callable[[], str | None]:
@@ -104,6 +105,9 @@ def _secret(name: str) -> SecretStr | None:
     return SecretStr(value) if value else None
 
 
+POLICY_NAMES = NameRule(ignores_case=True, wording="names of policies, in which case does not count")
+
+
 class Settings(VaultSettings):
     """A HashiCorp Vault or an OpenBao: the secrets of one KV engine, or its ACL policies."""
 
@@ -160,3 +164,6 @@ class Settings(VaultSettings):
         if self.client_key and not self.client_cert:
             raise ValueError("client_key is given without client_cert")
         return self
+
+    def name_rule(self, resource: str) -> NameRule:
+        return POLICY_NAMES if resource == "policies" else NameRule()

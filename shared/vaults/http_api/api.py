@@ -12,6 +12,7 @@ import hashlib
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, ClassVar, NoReturn
 
 from shared.errors import (
@@ -61,7 +62,7 @@ class HttpApi(Vault):
         self._operations = settings.operations
         self._client = Client(vault_id, settings)
         self._auth = Auth(settings, self._client, self._paced)
-        self._names = _name_rule(settings)
+        self._names = settings.name_rule("secrets")
         self._ids = Ids(self._names.key)
         self._shape = Shape(settings)
         self._look = asyncio.Lock()
@@ -86,6 +87,7 @@ class HttpApi(Vault):
             write=write is not None,
             delete=operations.delete is not None,
             fields=several,
+            time_resolution=timedelta(seconds=1) if get is not None and get.updated_at else None,
             max_bytes=self._settings.max_bytes,
             names=self._names,
         )
@@ -540,24 +542,6 @@ class _Doubtful(SecretNotFound):
         super().__init__(failure.message)
         self.failure = failure
         self.content = content
-
-
-def _name_rule(settings: Settings) -> NameRule:
-    import re
-
-    names = settings.names
-    if names.allowed is None:
-        wording = "any name"
-    else:
-        wording = f"names of the characters {names.allowed}" + (" in capital letters" if names.upper_case else "")
-    return NameRule(
-        allowed=re.compile(names.allowed) if names.allowed else None,
-        max_length=names.max_length,
-        ignores_case=names.ignores_case,
-        wording=wording,
-        replacement=names.replacement,
-        upper_case=names.upper_case,
-    )
 
 
 def _takes(rule: NameRule, name: str) -> bool:

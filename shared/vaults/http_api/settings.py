@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, model_va
 
 from shared.settings import Settings as Part
 from shared.settings import VaultSettings
+from shared.vault import NameRule
 from shared.vaults.http_api import templates
 from shared.vaults.http_api.templates import LISTING, LOCATORS, REPEATED, VALUES
 
@@ -587,6 +588,21 @@ class Settings(VaultSettings):
     def can(self) -> frozenset[str]:
         configured = self.operations
         return frozenset(name for name in ("list", "get", "set", "delete") if getattr(configured, name) is not None)
+
+    def name_rule(self, resource: str) -> NameRule:
+        names = self.names
+        if names.allowed is None:
+            wording = "any name"
+        else:
+            wording = f"names of the characters {names.allowed}" + (" in capital letters" if names.upper_case else "")
+        return NameRule(
+            allowed=re.compile(names.allowed) if names.allowed else None,
+            max_length=names.max_length,
+            ignores_case=names.ignores_case,
+            wording=wording,
+            replacement=names.replacement,
+            upper_case=names.upper_case,
+        )
 
     @model_validator(mode="after")
     def _sound(self) -> Settings:

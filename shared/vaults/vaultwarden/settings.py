@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 
 from shared.settings import VaultSettings
+from shared.vault import NameRule
 
 
 def _path(text: str) -> str:
@@ -77,6 +78,9 @@ class Settings(VaultSettings):
         if self.organization is not None and self.folder is not None:
             raise ValueError("folder is of the own vault; leave it out beside an organization")
         return self
+
+    def name_rule(self, resource: str) -> NameRule:
+        return NameRule()
 
 
 def _is_loopback(host: str) -> bool:

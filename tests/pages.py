@@ -9,6 +9,7 @@ Comments in HTML, which no reader sees, say what is to be done with the fenced b
     <!-- given: COMMAND -->         is typed, though the page does not show it (stands alone)
     <!-- run -->                    the block is typed: lines behind `$ `, or all of it where it is `bash`
     <!-- run: exit 2 -->            the same, and its last command ends so
+    <!-- run: serving -->           its first command is `vaultferry serve`: it runs in the background from then on
     <!-- printed: TEXT -->          the last command has printed a line with this in it (stands alone)
 
 In a `console` block, what stands below a command is what it prints, as far as it is stable: lines in this order, others
@@ -194,6 +195,7 @@ def world(kind: str, folder: Path) -> Iterator[World]:
                 "http://127.0.0.1:8201": second.url,
                 "https://copy.example:8200": second.url,
                 "https://contoso.vault.azure.net": prod.url,
+                "/var/log/vault/audit.log": str(folder / "audit.log"),
             },
             hub,
         )
@@ -228,6 +230,18 @@ class Shell:
         self.printed = printed.read_text("utf-8", errors="replace")
         return int(code or "-1"), self.printed
 
+    def serve(self, command: str) -> tuple[int, str]:
+        """Start it in the background, at a port that is free, and wait until it answers."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        program, _, comment = command.partition("#")
+        log = f"serve-{port}.log"
+        self.type(f"{program} --port {port} > {log} 2>&1 & # {comment}")
+        return self.type(
+            f"curl -sf --retry 30 --retry-delay 1 --retry-connrefused http://127.0.0.1:{port}/health || cat {log}"
+        )
+
     def _say(self, line: str) -> str:
         assert self._bash.stdin is not None
         assert self._bash.stdout is not None
@@ -248,6 +262,12 @@ class Shell:
             assert stream is not None
             stream.close()
         self._bash.wait(PATIENCE)
+
+
+def tools(scenario: Scenario) -> set[str]:
+    """What it takes besides Python and Vaultferry, of what a machine may lack."""
+    text = "\n".join((*(step.text for step in scenario.steps), *(step.argument for step in scenario.steps)))
+    return {"bash"} | {tool for tool in ("curl", "jq", "openssl", "sed", "gzip") if re.search(rf"\b{tool}\b", text)}
 
 
 def play(scenario: Scenario, folder: Path) -> None:
@@ -281,10 +301,12 @@ def _play_step(scenario: Scenario, step: Step, place: World, shell: Shell) -> No
     elif step.kind == "printed":
         assert first_missing((f"…{place.there(step.argument)}…",), shell.printed) is None, f"{where}: {shell.printed}"
     else:
-        wanted = int(step.argument.removeprefix("exit ") or "0")
+        serving = step.argument == "serving"
+        wanted = 0 if serving else int(step.argument.removeprefix("exit ") or "0")
         commands = typed(step)
         for each in commands:
-            code, printed = shell.type(place.there(each.command))
+            command = place.there(each.command)
+            code, printed = shell.serve(command) if serving and each is commands[0] else shell.type(command)
             expected = wanted if each is commands[-1] else 0
             told = f"{scenario.page}:{each.line}: `{each.command.strip()}` printed\n{printed}"
             assert code == expected, f"{told}\nand ended with {code}, not {expected}"

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.pages import Scenario, first_missing, pages, play, scenarios
+from tests.pages import Scenario, first_missing, pages, play, scenarios, tools
 
 ALL = [scenario for page in pages() for scenario in scenarios(page)]
 
 
 @pytest.mark.parametrize("scenario", ALL, ids=[f"{each.page}:{each.line}" for each in ALL])
 def test_a_page_holds_what_it_says(scenario: Scenario, tmp_path: Path) -> None:
+    if missing := {tool for tool in tools(scenario) if shutil.which(tool) is None}:
+        pytest.skip(f"not on this machine: {', '.join(sorted(missing))}")
     play(scenario, tmp_path)
 
 

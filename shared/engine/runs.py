@@ -9,12 +9,14 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from shared import jobs
+from shared.engine.by_hand import taken_side, unsettled
 from shared.engine.document import PlanDocument
 from shared.engine.installation import Installation
 from shared.engine.saved_plan import TRIGGER as PLAN_TRIGGER
 from shared.engine.saved_plan import carries_out_plan, why_not
 from shared.engine.tally import add_to_totals, summarise, verdict
 from shared.errors import Refused, StoreError
+from shared.history import Save
 from shared.jobs import PlanJob, WriteJob
 from shared.model import Chunk, Control, ObjectStatus, Progress, Run, RunStatus, Sync, new_run_id
 
@@ -44,6 +46,13 @@ class Runs:
         except KeyError:
             raise Refused(f"there is no sync {sync_id!r} in the configuration", unknown=True) from None
 
+    def _enabled(self, sync_id: str) -> Sync:
+        """A configured sync that may run. Raises Refused."""
+        sync = self.sync(sync_id)
+        if not sync.enabled:
+            raise Refused(f"sync {sync_id!r} is disabled in the configuration")
+        return sync
+
     # beginning --------------------------------------------------------------------------------------------------
 
     async def start(
@@ -61,9 +70,7 @@ class Runs:
         A dry run writes nothing, so it neither waits for another nor stands in its way. With a `plan` (whole, as
         `read_whole_plan` gives it), the run carries out exactly that, and joins no other.
         """
-        sync = self.sync(sync_id)
-        if not sync.enabled:
-            raise Refused(f"sync {sync_id!r} is disabled in the configuration")
+        sync = self._enabled(sync_id)
         if plan is not None and (why := why_not(sync, plan)) is not None:
             raise Refused(f"this plan can not be carried out: {why}")
         for _ in range(ATTEMPTS_TO_SAVE):
@@ -79,8 +86,7 @@ class Runs:
             )
             if not dry_run:
                 control = await self._store.get_control(sync_id)
-                if control.paused:
-                    raise Refused(f"sync {sync_id!r} is paused; resume it first")
+                _check_not_paused(control)
                 if control.active_run and (active := await self._active(control.active_run, now)):
                     if plan is not None:
                         raise Refused(f"run {active.run_id} is on its way, and changes what was planned; plan again")
@@ -126,6 +132,38 @@ class Runs:
             raise Refused(f"sync {sync_id!r} has no failed secret to replay")
         # More than this and the run's own record would grow too large: a full run covers the failed ones too.
         return await self.start(sync_id, trigger="replay", paths=failed if len(failed) <= 500 else None)
+
+    async def resolve(self, sync_id: str, path: str, take: str, target: str | None = None) -> Run:
+        """Settle a conflict of a two-way sync by hand: note that all sides are to get the value of `take` (`source`, or
+        `target`: the one named, where several are in question), and begin a run that carries it out.
+
+        Returns that run, or the one that is on its way, which another then follows. Told twice, it is done once. The
+        decision lapses where another side has changed since the conflict was found. Raises Refused.
+        """
+        sync = self._enabled(sync_id)
+        for _ in range(ATTEMPTS_TO_SAVE):
+            _check_not_paused(await self._store.get_control(sync_id))
+            found = [await self._store.get_objects(sync_id, each.id, [path]) for each in sync.targets]
+            rows = [row for rows in found for row in rows.values()]
+            side = taken_side(sync, path, rows, take, target)
+            decided = [
+                Save(replace(row, contested=replace(row.contested, take=side)))
+                for row in unsettled(rows)
+                if row.contested is not None and row.contested.take != side
+            ]
+            if None not in await self._store.save_objects(decided):
+                return await self._carry_out(sync_id, path)
+        raise StoreError(f"{path!r} of sync {sync_id!r} could not be settled: its record keeps changing")
+
+    async def _carry_out(self, sync_id: str, path: str) -> Run:
+        """Begin a run for a path whose row was just changed, or see to it that one follows the run that is on its way."""
+        run = await self.start(sync_id, trigger="resolve", paths=[path])
+        if run.status is RunStatus.QUEUED and run.paths is not None and path in run.paths:
+            return run
+        # What is on its way may have passed this path already.
+        await self.rerun(sync_id, "resolve")
+        following = (await self._store.get_control(sync_id)).active_run
+        return (await self._store.get_run(following) if following else None) or run
 
     # beginning again ----------------------------------------------------------------------------------------------
 
@@ -328,3 +366,8 @@ class Runs:
                 await self.go_on(sync_id)
                 return saved
         raise StoreError(f"sync {sync_id!r} could not be changed: its record keeps changing")
+
+
+def _check_not_paused(control: Control) -> None:
+    if control.paused:
+        raise Refused(f"sync {control.sync_id!r} is paused; resume it first")

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from shared.app import App
     from shared.model import Run, Sync
-    from shared.shapes import ObjectCounts, PauseReport, ProblemDetails, RunBegun, RunReport, StatusReport
+    from shared.shapes import ObjectCounts, PauseReport, PlanReport, ProblemDetails, RunBegun, RunReport, StatusReport
 
 log = logging.getLogger("vaultferry.api")
 
@@ -308,15 +308,51 @@ async def execute_sync(apps: Apps, request: Request) -> Response:
     asked = _body(request, "Execute")
     app, sync = await _sync(apps, request)
     run = await app.engine.runs.start(
-        sync.id, trigger="manual", dry_run=asked.dry_run, allow_deletes=asked.allow_deletes
+        sync.id,
+        trigger="manual",
+        dry_run=asked.dry_run,
+        allow_deletes=asked.allow_deletes,
+        plan=None if asked.plan is None else await _saved_plan(app, sync, asked.plan),
     )
     return _begun(run)
+
+
+async def _saved_plan(app: App, sync: Sync, run_id: str) -> Mapping[str, Any]:
+    """The plan that a dry run of this sync has made. Raises Refused."""
+    from shared.engine.document import read_whole_plan
+
+    run = await app.store.get_run(run_id)
+    if run is None or run.sync_id != sync.id or not run.dry_run:
+        raise Refused(f"sync {sync.id!r} has no plan {run_id[:100]!r}; GET /syncs/{sync.id}/plan shows the newest")
+    plan = None if run.status.active or run.error else await read_whole_plan(app.store, run_id)
+    if plan is None:
+        raise Refused(f"plan {run_id} can not be carried out: it is not finished ({run.status})")
+    return plan
 
 
 async def make_plan(apps: Apps, request: Request) -> Response:
     _body(request, "Nothing")
     app, sync = await _sync(apps, request)
     return _begun(await app.engine.runs.start(sync.id, trigger="manual", dry_run=True))
+
+
+def plan_json(run: Run, plan: Mapping[str, Any] | None) -> PlanReport:
+    """A dry run that has ended and its plan; without items where it came to none."""
+    known = run_json(run)
+    found = plan or {"planned": 0, "unchanged": 0, "failed": 0, "blocked": {}, "items": []}
+    return {
+        "run_id": run.run_id,
+        "sync_id": run.sync_id,
+        "status": known["status"],
+        "created_at": known["created_at"],
+        "finished_at": known["finished_at"],
+        "error": known["error"],
+        "planned": found["planned"],
+        "unchanged": found["unchanged"],
+        "failed": found["failed"],
+        "blocked": found["blocked"],
+        "items": found["items"],
+    }
 
 
 async def get_plan(apps: Apps, request: Request) -> Response:
@@ -328,9 +364,7 @@ async def get_plan(apps: Apps, request: Request) -> Response:
         page = await app.store.list_runs(sync.id, limit=100, cursor=cursor)
         for run in page.items:
             if run.dry_run and not run.status.active and (plan := await read_plan(app.store, run.run_id)):
-                known = run_json(run)
-                about = {key: known[key] for key in ("status", "created_at", "finished_at", "error")}
-                return json_response({**about, **plan})
+                return json_response(plan_json(run, plan))
         cursor = page.cursor
         if cursor is None:
             break

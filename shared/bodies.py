@@ -14,6 +14,18 @@ class Nothing(Settings):
 class Execute(Settings):
     dry_run: StrictBool = Field(False, description="Only make a plan.")
     allow_deletes: StrictBool = Field(False, description="Delete without asking, however much it is.")
+    plan: str | None = Field(
+        None,
+        min_length=1,
+        max_length=100,
+        description="The run of a finished plan: carry out exactly that, or nothing where something has changed since.",
+    )
+
+    @model_validator(mode="after")
+    def _check_plan(self) -> Execute:
+        if self.plan is not None and (self.dry_run or self.allow_deletes):
+            raise ValueError("a `plan` says all that is done: it goes with neither `dry_run` nor `allow_deletes`")
+        return self
 
 
 class Replay(Settings):

@@ -193,6 +193,46 @@ class HistoryEntry(Shape):
     hash: str
 
 
+class LookedAt(Shape):
+    """What tells this value of a name from its next one. The hashes are of keyed digests, and cut short."""
+
+    fingerprint: str | None
+    version: str | None
+    digest: str | None
+
+
+class RestsOn(Shape):
+    """Both sides of a change as they were when it was planned; null: there was nothing."""
+
+    source: LookedAt | None
+    target: dict[str, LookedAt | None]
+    """By name."""
+
+
+class SavedChange(PlannedChange):
+    """A change that can be carried out later."""
+
+    basis: RestsOn | None
+    """null: nothing is written, or it could not be looked at."""
+
+
+class SavedPlan(Shape):
+    """What `vaultferry plan SYNC --out FILE` writes, and `vaultferry sync --plan FILE` carries out."""
+
+    vaultferry: Literal["plan 1"]
+    """What the file is, and its format."""
+    run_id: str
+    sync_id: str
+    created_at: Time
+    configuration: str
+    """A keyed digest of the sync's configuration and of where its vaults are."""
+    planned: Count
+    unchanged: Count
+    failed: Count
+    blocked: dict[str, str]
+    items: list[SavedChange]
+
+
 class HistoryPage(Shape):
     items: list[HistoryEntry]
     next_cursor: Page

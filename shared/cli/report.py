@@ -123,11 +123,17 @@ def _tell(session: Session, app: App, ended: Ended) -> None:
 
 
 def _next_steps(session: Session, app: App, ended: Ended) -> list[str]:
+    from shared.engine.saved_plan import carries_out_plan
     from shared.model import ObjectStatus, RunStatus
 
     run, steps = ended.run, []
     failed = [state for state in ended.unsettled if state.status is ObjectStatus.FAILED]
     replay = session.command(f"replay {run.sync_id}")
+    if carries_out_plan(run):
+        if run.status is not RunStatus.CANCELLED:
+            again = session.command(f"plan {run.sync_id} --out FILE")
+            steps.append(f"Next: `{again}` shows what is to be done now.")
+        return steps
     if run.status is RunStatus.BLOCKED:
         steps.append(f"Next: `{session.command(f'approve {run.run_id}')}` deletes exactly these.")
     if any(state.transient for state in failed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,10 +21,12 @@ from shared.cli.session import (
     begin,
     chosen,
 )
+from shared.errors import ConfigError, Refused
 
 if TYPE_CHECKING:
     from shared.app import App
-    from shared.model import Run
+    from shared.model import Run, Sync
+    from shared.shapes import PlannedChange
 
 SyncNames = Annotated[
     list[str] | None, typer.Argument(metavar="SYNC", help="Default: all that are enabled.", show_default=False)
@@ -50,6 +53,15 @@ def plan(
         str | None,
         typer.Option("--explain", metavar="PATH", help="Show how this secret comes to its names and fields instead."),
     ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            help="Save the plan of one sync as well, for `sync --plan FILE`. What is there is replaced.",
+            show_default=False,
+        ),
+    ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
     log_level: LevelOption = None,
@@ -57,9 +69,11 @@ def plan(
     """Show what a sync would do; nothing is written."""
     # That a target does not answer, and is planned without, belongs to the plan.
     session = begin(context, config, as_json, log_level, default_level="warning")
+    if explain is not None and out is not None:
+        raise typer.BadParameter("--explain shows no plan that --out could save")
     if explain is not None:
         session.with_app(lambda app: _explain(session, app, syncs, explain))
-    session.with_app(lambda app: _plan(session, app, syncs, detailed_exitcode))
+    session.with_app(lambda app: _plan(session, app, syncs, detailed_exitcode, out))
 
 
 def sync(
@@ -69,14 +83,30 @@ def sync(
     allow_deletes: Annotated[
         bool, typer.Option("--allow-deletes", help="Delete, this once, however many there are.")
     ] = False,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            "--plan",
+            metavar="FILE",
+            help="Carry out exactly the plan that `plan --out FILE` saved, deletes included; nothing at all when "
+            "something has changed since.",
+            show_default=False,
+        ),
+    ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
     log_level: LevelOption = None,
 ) -> None:
     """Bring the targets up to date. Ctrl-C stops it; the next one goes on from there."""
     session = begin(context, config, as_json, log_level, default_level="warning" if dry_run else "error")
+    if plan is not None:
+        if dry_run or allow_deletes:
+            raise typer.BadParameter(
+                "--plan carries out what was planned: it takes neither --dry-run nor --allow-deletes"
+            )
+        session.with_app(lambda app: _carry_out_plan(session, app, syncs, plan))
     if dry_run:
-        session.with_app(lambda app: _plan(session, app, syncs, False))
+        session.with_app(lambda app: _plan(session, app, syncs, False, None))
     session.with_app(lambda app: _sync(session, app, syncs, allow_deletes))
 
 
@@ -202,31 +232,62 @@ async def _carry_out(session: Session, app: App, runs: Sequence[Run]) -> int:
     return await report(session, app, ended)
 
 
-async def _plan(session: Session, app: App, names: list[str] | None, detailed: bool) -> int:
+async def _carry_out_plan(session: Session, app: App, names: list[str] | None, place: str) -> int:
+    from shared.cli.plan_file import read_plan_file
+
+    found = read_plan_file(place)
+    (one,) = chosen(app.config, [found["sync_id"]])
+    if names and names != [one.id]:
+        raise ConfigError(f"{place} is a plan of sync {one.id!r}")
+    return await _carry_out(session, app, [await app.engine.runs.start(one.id, trigger="manual", plan=found)])
+
+
+async def _plan(session: Session, app: App, names: list[str] | None, detailed: bool, place: str | None) -> int:
+    from shared.api import plan_json
     from shared.cli.plan_view import show_plan
     from shared.cli.report import tell_interrupted
     from shared.cli.running import Interrupted, carry_out
     from shared.engine.document import read_plan
 
     syncs = chosen(app.config, names)
+    if place is not None and len(syncs) > 1:
+        raise ConfigError(f"--out saves one plan: name one of {', '.join(each.id for each in syncs)}")
     runs = [await app.engine.runs.start(one.id, trigger="manual", dry_run=True) for one in syncs]
     try:
         ended = await carry_out(app, session.out, runs, write=False)
     except Interrupted as interrupted:
         tell_interrupted(session, interrupted.looks)
         return INTERRUPTED
-    documents: list[dict[str, Any]] = []
-    for run in ended:
-        document = await read_plan(app.store, run.run_id) or {"run_id": run.run_id, "sync_id": run.sync_id, "items": []}
-        documents.append({**document, "status": str(run.status), "error": run.error})
+    documents = [plan_json(run, await read_plan(app.store, run.run_id)) for run in ended]
     _result(session, documents[0] if len(documents) == 1 else {"plans": documents})
     for number, (one, document) in enumerate(zip(syncs, documents, strict=True)):
         if number:
             session.out.line()
         show_plan(session, one, document)
-    if any(document["error"] or document.get("failed") for document in documents):
+    if place is not None:
+        await _save_plan(session, app, syncs[0], ended[0], place)
+    if any(document["error"] or any(_is_trouble(item) for item in document["items"]) for document in documents):
         return FAILED
     return CHANGES if detailed and any(document["planned"] for document in documents) else FINE
+
+
+def _is_trouble(item: PlannedChange) -> bool:
+    return item["change"] in ("fail", "conflict")
+
+
+async def _save_plan(session: Session, app: App, sync: Sync, run: Run, place: str) -> None:
+    from shared.cli.plan_file import write_plan
+    from shared.engine.document import read_whole_plan
+    from shared.engine.saved_plan import why_not
+
+    plan = await read_whole_plan(app.store, run.run_id) if run.error is None else None
+    if plan is None:
+        raise Refused("the plan is not saved: it was not finished")
+    if (why := why_not(sync, plan)) is not None:
+        raise Refused(f"the plan is not saved: {why}")
+    write_plan(place, plan, run)
+    again = session.command(f"sync --plan {shlex.quote(place)}")
+    session.out.note(f"Saved. `{again}` carries out exactly this, or nothing.")
 
 
 async def _explain(session: Session, app: App, names: list[str] | None, path: str) -> int:

@@ -216,9 +216,13 @@ def test_check_says_what_is_well_and_what_is_missing(here: Here) -> None:
 
 def test_a_plan_shows_every_change_sorted_with_its_reason_and_writes_nothing(here: Here) -> None:
     here.put(TWO)
-    assert here.run("plan").out == (
-        "apps: source → target\n  + db         new here\n  + web/token  new here\nPlan: 2 to create; 0 unchanged.\n"
-    )
+    assert here.run("plan").out.splitlines() == [
+        "apps: source → target",
+        "  + db         new here",
+        "      + password, user",
+        "  + web/token  new here",
+        "Plan: 2 to create; 0 unchanged.",
+    ]
     assert here.read() == {}
     assert here.run("sync", "--dry-run").out.endswith("Plan: 2 to create; 0 unchanged.\n")
     assert here.read() == {}
@@ -226,8 +230,9 @@ def test_a_plan_shows_every_change_sorted_with_its_reason_and_writes_nothing(her
     here.put({"apps/db": {"user": "other"}, "apps/new": {"value": "n"}})
     here.put({"web/token": {"value": "changed by hand"}}, "target")
     lines = here.run("plan").out.splitlines()
-    assert [line.split()[:2] for line in lines[1:4]] == [["~", "db"], ["+", "new"], ["~", "web/token"]]
-    assert "'web/token' was changed in the target" in lines[3]
+    assert lines[2] == "      ~ user  - password"
+    assert [line.split()[:2] for line in (lines[1], *lines[3:5])] == [["~", "db"], ["+", "new"], ["~", "web/token"]]
+    assert "'web/token' was changed in the target" in lines[4]
     assert lines[-1] == "Plan: 1 to create, 1 to update, 1 to repair; 0 unchanged."
 
 

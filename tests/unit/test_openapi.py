@@ -5,17 +5,19 @@ That answers are as described is checked wherever a test asks a route: `tests.op
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import openapi_spec_validator
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared import api
@@ -253,3 +255,43 @@ def test_steps_and_settings_that_hold_keys_are_not_described() -> None:
     assert set(schemas["Decrypt"]["properties"]) == {"step", "fields"}
     assert "constants" not in schemas["FieldRules"]["properties"]
     assert "template" not in schemas["Build"]["properties"]
+
+
+# --- whatever is asked ----------------------------------------------------------------------------------------------
+
+texts = st.text(max_size=12) | st.sampled_from(["hub-to-prod", "resting", "prod", "9", "2026-01-01", "json", "in_sync"])
+known_keys = st.sampled_from(
+    sorted({key for schema in document()["components"]["schemas"].values() for key in schema.get("properties", {})})
+)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts | known_keys, inner, max_size=3),
+    max_leaves=6,
+)
+known_parameters = st.sampled_from(
+    sorted({each["name"] for route in ROUTES for each in operation(route).get("parameters", ())})
+)
+asked = st.tuples(
+    st.sampled_from(ROUTES),
+    st.dictionaries(st.sampled_from(["id", "run_id"]), texts),
+    st.dictionaries(texts | known_parameters, texts, max_size=3),
+    st.dictionaries(texts | known_parameters.map(str.lower), texts, max_size=2),
+    st.binary(max_size=20) | json_values.map(lambda value: json.dumps(value).encode()),
+)
+
+
+@given(st.lists(asked, min_size=10, max_size=40))
+@settings(max_examples=25, deadline=None)
+def test_whatever_is_asked_is_answered_as_described_and_nothing_breaks(requests: list[Any]) -> None:
+    async def ask(folder: Path) -> None:
+        async with make_app(folder) as app:
+            client = Client(app)
+            for route, named, params, headers, body in requests:
+                given = {"id": "hub-to-prod", "run_id": "r", **named}
+                request = Request(f"/{route.template}", route.method, given, params, headers, body)
+                response = await api.answer(route, client, request)
+                openapi.hold(route, request, response)
+                assert response.status != 500, request
+
+    with tempfile.TemporaryDirectory() as folder:
+        asyncio.run(ask(Path(folder)))

@@ -122,7 +122,8 @@ def _export(logger: logging.Logger) -> None:
     try:
         from azure.monitor.opentelemetry import configure_azure_monitor  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
-        logger.info("%s is set, but azure-monitor-opentelemetry is not installed: no telemetry is sent", TELEMETRY)
+        # On Azure the host sends what it is handed, so nothing is amiss there.
+        logger.info("azure-monitor-opentelemetry is not installed: %s is left to the host, if there is one", TELEMETRY)
         return
     if any(isinstance(each, RedactingFilter) for handler in logger.handlers for each in handler.filters):
         return

@@ -7,9 +7,36 @@ import re
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text("utf-8")
 HEADS = {"message"}
+WHOLE = (
+    "app",
+    "azure_storage",
+    "fields",
+    "health",
+    "sqlite",
+    "transforms",
+    "histories/tables",
+    "queues/storage_queue",
+    "relay/http_forward",
+    "relay/listeners",
+    "relay/process",
+    "relay/spool",
+    "vaults/azure_key_vault/failures",
+    "vaults/file/sealed",
+    "vaults/hashicorp/failures",
+    "vaults/hashicorp/login",
+)
+"""Modules of which each message has to be on the page."""
+ERRORS = {
+    *("ConfigError", "Refused", "StoreError", "AccessDenied", "Conflict", "InvalidSecret", "MountNotFound"),
+    *("SecretNotFound", "Unavailable", "Unsupported", "Forbidden", "Busy", "SecretDisabled", "_permanent", "_denied"),
+}
+NOT_FOR_PEOPLE = {"the database … is not open", "the storage queues are not open", "…: …", "its field … … …"}
+"""What only a fault of ours can bring about, and what only joins others."""
 
 
 def quoted() -> list[tuple[int, str]]:
@@ -54,6 +81,33 @@ def test_each_message_is_in_the_code_with_this_beginning() -> None:
         if not any(text.startswith(_plain(message).removesuffix("…")) for text in texts())
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def _raised(module: str) -> set[str]:
+    """The messages of errors that are made in a module, and those of its tables."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / "shared" / f"{module}.py").read_text("utf-8"))):
+        texts: list[ast.expr] = []
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            texts = node.args[:1] if name in ERRORS else []
+        elif isinstance(node, ast.Tuple) and len(node.elts) > 1 and getattr(node.elts[-2], "id", "") in ERRORS:
+            texts = node.elts[-1:]
+        for each in texts:
+            if isinstance(each, ast.JoinedStr | ast.Constant):
+                found.add(_plain(_text(each)))
+    return found - NOT_FOR_PEOPLE
+
+
+def _text(node: ast.expr) -> str:
+    parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+    return "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts)
+
+
+@pytest.mark.parametrize("module", WHOLE)
+def test_each_message_of_a_module_is_on_the_page(module: str) -> None:
+    beginnings = tuple(_plain(message).removesuffix("…") for _, message in quoted())
+    assert sorted(text for text in _raised(module) if not text.startswith(beginnings)) == []
 
 
 def test_no_message_stands_twice() -> None:

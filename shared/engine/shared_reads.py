@@ -111,4 +111,5 @@ class SharedReads:
 
 def _is_small(secret: Secret) -> bool:
     values = secret.fields.values()
-    return all(isinstance(value, str) for value in values) and sum(map(len, values)) <= LARGEST
+    flat = all(isinstance(value, str | int | float | None) for value in values)
+    return flat and sum(len(value) for value in values if isinstance(value, str)) <= LARGEST

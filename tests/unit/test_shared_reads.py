@@ -135,3 +135,21 @@ async def test_what_is_kept_is_bounded_and_says_nothing() -> None:
     assert ("s", "taken") not in reads._reads
     assert (await read(reads, "later", "1")).fields == {"value": "1"}
     assert (await read(reads, "later", "2", told=reads.tell())).fields == {"value": "2"}
+
+
+async def test_numbers_are_kept_as_text_is_and_what_nests_is_not() -> None:
+    reads = SharedReads(utcnow)
+
+    async def version_read_at_last(key: str, value: object) -> object:
+        for version in (1, 2):
+
+            async def fetch(version: int = version) -> Secret:
+                return Secret({"value": value, "version": version})
+
+            secret = await reads.read(("s", key), fetch, told=0, settled_at=None, others=1)
+        return secret.fields["version"]
+
+    kept: list[object] = [5432, 0.5, True, None, "text"]
+    read_anew: list[object] = [["x" * LARGEST], {"x": "x" * LARGEST}, "x" * (LARGEST + 1)]
+    assert [await version_read_at_last(f"kept-{n}", value) for n, value in enumerate(kept)] == [1] * len(kept)
+    assert [await version_read_at_last(f"anew-{n}", value) for n, value in enumerate(read_anew)] == [2] * len(read_anew)

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from datetime import UTC, date, datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from shared.errors import ConfigError, Refused, StoreError, SyncError
 
@@ -22,10 +22,23 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from shared.app import App
-    from shared.model import Run, Sync
-    from shared.shapes import ObjectCounts, PauseReport, PlanReport, ProblemDetails, RunBegun, RunReport, StatusReport
+    from shared.history import Page
+    from shared.model import ObjectState, Run, Sight, Sync
+    from shared.shapes import (
+        ConflictPage,
+        ConflictReport,
+        ObjectCounts,
+        PauseReport,
+        PlanReport,
+        ProblemDetails,
+        RunBegun,
+        RunReport,
+        StatusReport,
+    )
 
 log = logging.getLogger("vaultferry.api")
+
+T = TypeVar("T")
 
 MAX_BODY = 64 * 1024
 """Bytes of a request: these take a few options each."""
@@ -397,14 +410,10 @@ async def replay_sync(apps: Apps, request: Request) -> Response:
 
 
 async def sync_history(apps: Apps, request: Request) -> Response:
-    from shared.history import history_columns
+    from shared.history import history_document
     from shared.model import ObjectStatus
 
-    known = ("path", "status", "since", "limit", "cursor")
-    for name in request.params:
-        if name not in (*known, "code", "clientId"):
-            raise _unknown("query parameter", name, known)
-    given = {name: value for name, value in request.params.items() if value}
+    given = _query(request, ("path", "status", "since", "limit", "cursor"))
     status = None
     if "status" in given:
         choices = tuple(str(status) for status in ObjectStatus)
@@ -413,20 +422,36 @@ async def sync_history(apps: Apps, request: Request) -> Response:
         status = ObjectStatus(given["status"])
     app, sync = await _sync(apps, request)
     cursor = given.get("cursor")
-    try:
-        page = await app.store.page_history(
+    page = await _page(
+        app.store.page_history(
             sync.id,
             path=given.get("path"),
             status=status,
             since=_moment(given["since"]) if "since" in given else None,
             limit=_limit(given.get("limit", "100")),
             cursor=cursor,
-        )
+        ),
+        cursor,
+    )
+    return json_response({"items": [history_document(row) for row in page.items], "next_cursor": page.cursor})
+
+
+def _query(request: Request, known: tuple[str, ...]) -> dict[str, str]:
+    """The query's parameters that say something. Raises Problem for unknown ones."""
+    for name in request.params:
+        if name not in (*known, "code", "clientId"):
+            raise _unknown("query parameter", name, known)
+    return {name: value for name, value in request.params.items() if value}
+
+
+async def _page(page: Awaitable[Page[T]], cursor: str | None) -> Page[T]:
+    """A page of the store. Raises Problem where the cursor is none."""
+    try:
+        return await page
     except StoreError as error:
         if cursor is None or error.transient:
             raise
-        raise Problem(400, "the cursor is not one that an earlier answer gave; start again without it") from None
-    return json_response({"items": [history_columns(row) for row in page.items], "next_cursor": page.cursor})
+    raise Problem(400, "the cursor is not one that an earlier answer gave; start again without it")
 
 
 def _limit(text: str) -> int:
@@ -447,6 +472,55 @@ def _moment(text: str) -> datetime:
     except (ValueError, OverflowError):
         problem = Problem(400, "since must be a time in ISO 8601, such as 2026-01-31 or 2026-01-31T06:00:00Z")
     raise problem
+
+
+# --- conflicts ----------------------------------------------------------------------------------------------------
+
+
+async def sync_conflicts(apps: Apps, request: Request) -> Response:
+    from shared.model import ObjectStatus
+
+    given = _query(request, ("limit", "cursor"))
+    app, sync = await _sync(apps, request)
+    limit, cursor = _limit(given.get("limit", "100")), given.get("cursor")
+    page = await _page(
+        app.store.page_objects(sync.id, status=ObjectStatus.CONFLICT, limit=limit, cursor=cursor), cursor
+    )
+    report: ConflictPage = {"items": [conflict_json(state) for state in page.items], "next_cursor": page.cursor}
+    return json_response(report)
+
+
+def conflict_json(state: ObjectState) -> ConflictReport:
+    """A row in conflict as the interface shows it."""
+    from shared.model import iso
+
+    contested = state.contested
+    sides: tuple[Sight, ...] = () if contested is None else contested.sides
+    return {
+        "sync_id": state.sync_id,
+        "target": state.target,
+        "path": state.path,
+        # The last row of its history: what is merely noted since, such as a decision, adds none.
+        "since": iso(state.history_at),
+        "error": state.error,
+        "taken": None if contested is None else contested.take,
+        "sides": [
+            {
+                "side": each.side,
+                "fingerprint": each.fingerprint,
+                "version": each.version,
+                "digest": each.digest,
+                "changed_at": each.changed_at,
+            }
+            for each in sides
+        ],
+    }
+
+
+async def resolve_conflict(apps: Apps, request: Request) -> Response:
+    asked = _body(request, "Resolve")
+    app, sync = await _sync(apps, request)
+    return _begun(await app.engine.runs.resolve(sync.id, asked.path, asked.take, asked.target))
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------
@@ -541,6 +615,8 @@ ROUTES = (
     Route("make_plan", "POST", "syncs/{id}/plan", make_plan),
     Route("plan", "GET", "syncs/{id}/plan", get_plan),
     Route("history", "GET", "syncs/{id}/history", sync_history),
+    Route("conflicts", "GET", "syncs/{id}/conflicts", sync_conflicts),
+    Route("resolve", "POST", "syncs/{id}/resolve", resolve_conflict),
     Route("pause", "POST", "syncs/{id}/pause", pause_sync),
     Route("resume", "POST", "syncs/{id}/resume", resume_sync),
     Route("replay", "POST", "syncs/{id}/replay", replay_sync),

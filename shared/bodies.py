@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, StrictBool, model_validator
 
 from shared.settings import Settings
@@ -30,6 +32,23 @@ class Execute(Settings):
 
 class Replay(Settings):
     path: str | None = Field(None, min_length=1, max_length=4096, description="Default: all that failed.")
+
+
+class Resolve(Settings):
+    path: str = Field(min_length=1, max_length=4096)
+    take: Literal["source", "target"] = Field(description="Whose value all sides get.")
+    target: str | None = Field(
+        None,
+        min_length=1,
+        max_length=200,
+        description="With `target`: which one, where several differ from the source.",
+    )
+
+    @model_validator(mode="after")
+    def _check_target(self) -> Resolve:
+        if self.target is not None and self.take != "target":
+            raise ValueError("`target` goes with `take: target` only")
+        return self
 
 
 class Look(Settings):

@@ -68,6 +68,11 @@ _BODY = {
     413: "The body is too large.",
 }
 _BEGINS = {409: "The sync is paused or disabled."}
+_QUERY = {400: "A query parameter that is unknown, or a value that is none of those it takes."}
+_PAGED = (
+    Parameter("limit", "Rows of one answer.", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": 100}),
+    Parameter("cursor", "`next_cursor` of the answer before."),
+)
 _PATH = Parameter("path", "Of this secret only: its path below the source's prefix.")
 _GZIP = Parameter("Content-Encoding", "How the body is packed.", {"enum": ["gzip", "identity"]}, "header")
 _TOLD = {
@@ -142,12 +147,17 @@ OPERATIONS: Mapping[str, Operation] = {
                 "since",
                 "Not older than this: a date or a time in ISO 8601, in UTC unless it says otherwise.",
             ),
-            Parameter(
-                "limit", "Rows of one answer.", {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": 100}
-            ),
-            Parameter("cursor", "`next_cursor` of the answer before."),
+            *_PAGED,
         ),
-        problems={400: "A query parameter that is unknown, or a value that is none of those it takes."},
+        problems=_QUERY,
+    ),
+    "conflicts": Operation(
+        "Syncs",
+        "What is in conflict",
+        {200: shapes.ConflictPage},
+        description="By target, then by path.",
+        parameters=_PAGED,
+        problems=_QUERY,
     ),
     "pause": Operation(
         "Syncs",
@@ -165,6 +175,23 @@ OPERATIONS: Mapping[str, Operation] = {
         body=bodies.Replay,
         example={"path": "shop/db"},
         problems=_BODY | {409: "The sync is paused or disabled, or nothing failed."},
+        located=True,
+    ),
+    "resolve": Operation(
+        "Syncs",
+        "Settle a conflict of a two-way sync",
+        {202: shapes.RunBegun},
+        description="All sides get what the side that is taken held when the conflict was found. The answer is the run that "
+        "carries it out, or the one that is on its way: then another follows it. It lapses where another side has changed "
+        "since.",
+        body=bodies.Resolve,
+        example={"path": "shop/db", "take": "source"},
+        problems=_BODY
+        | {
+            404: "There is no such sync, or it has no such target.",
+            409: "The sync is paused, disabled or one-way, the secret is not in conflict, or `target` must say which is "
+            "meant.",
+        },
         located=True,
     ),
     "run": Operation("Runs", "A run", {200: shapes.RunReport}),

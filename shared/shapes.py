@@ -58,7 +58,7 @@ class RunReport(Shape):
     run_id: str
     sync_id: str
     trigger: str
-    """timer, manual, event or replay."""
+    """timer, manual, event, replay, plan or resolve."""
     dry_run: bool
     status: RunStatus
     created_at: Time | None
@@ -167,6 +167,29 @@ class PlanReport(Shape):
     items: list[PlannedChange]
 
 
+class Held(Shape):
+    """What one side of a two-way sync held when a conflict was found. It tells no value."""
+
+    side: str
+    """`source`, or the id of a target."""
+    fingerprint: str | None
+    version: str | None
+    digest: str | None
+    """Keyed: equal for equal secrets. Null: it held nothing."""
+    changed_at: Time | None
+    """By the vault's own clock, where it tells."""
+
+
+class ConflictDetail(Shape):
+    """What a conflict was about, and how it was settled."""
+
+    rule: str
+    """Why that side was taken, or why none was."""
+    taken: str | None
+    """The side whose value the others got; null: it was not settled then."""
+    sides: list[Held]
+
+
 class HistoryEntry(Shape):
     """A row of the table `sync_history`: something that was done to one secret on one target."""
 
@@ -185,8 +208,8 @@ class HistoryEntry(Shape):
     target_version: str | None
     attempt: Count
     error: str | None
-    detail: NotRequired[str | None]
-    """Of a conflict, as JSON: what the sides held (no values), which of them was taken, and by which rule."""
+    detail: ConflictDetail | None
+    """Of a conflict, settled or not."""
     created_at: Time | None
     previous_hash: str | None
     """`hash` of the row before it of the same secret."""
@@ -235,6 +258,26 @@ class SavedPlan(Shape):
 
 class HistoryPage(Shape):
     items: list[HistoryEntry]
+    next_cursor: Page
+
+
+class ConflictReport(Shape):
+    """A secret in conflict on one target. With several targets, one is told of for each that differs."""
+
+    sync_id: str
+    target: str
+    path: str
+    since: Time | None
+    error: str | None
+    """Why nothing was done. One-way: what to do about it as well."""
+    taken: str | None
+    """The side that was taken by hand, which a run is about to carry out; null: nobody has decided."""
+    sides: list[Held]
+    """What they held when the conflict was found. One-way: empty."""
+
+
+class ConflictPage(Shape):
+    items: list[ConflictReport]
     next_cursor: Page
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import hashlib
 import json
 import re
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from shared import jobs
 from shared.api import ROUTES, Request, Response, answer
 from shared.app import App
 from shared.config.build import parse
+from shared.history import Save
 from shared.host_settings import HostSettings
 from shared.jobs import Message
-from shared.model import Run, Secret
+from shared.model import Action, Contested, Event, ObjectState, ObjectStatus, Run, Secret, Sight
 from shared.queue_loop import QueueLoop
 from tests.openapi import hold
 
@@ -63,6 +65,25 @@ async def seed(app: App, vault_id: str, values: Mapping[str, str]) -> None:
     vault = await app.vaults.get(vault_id)
     for name, value in values.items():
         await vault.set_secret(name, Secret({"value": value}))
+
+
+async def contest(app: App, sync_id: str, path: str, **held: str | None) -> None:
+    """Make a sync two-way, and a conflict in it as the engine records it: what each side held (`None`: nothing)."""
+    sync = app.config.syncs[sync_id]
+    object.__setattr__(sync, "type", "bidirectional")
+    sides = tuple(
+        Sight(side, f"f-{value}", "3", value and hashlib.sha256(value.encode()).hexdigest(), "2026-01-01T00:00:00Z")
+        for side, value in held.items()
+    )
+    why = "changed on several sides (conflict: manual)"
+    detail = json.dumps({"rule": why, "taken": None, "sides": [asdict(side) for side in sides]})
+    event = Event(Action.CONFLICT, ObjectStatus.CONFLICT, None, error=why, detail=detail)
+    rows = [
+        ObjectState(sync_id, target, path, status=ObjectStatus.CONFLICT, error=why, contested=Contested(sides))
+        for target, value in held.items()
+        if target != "source" and value != held["source"]
+    ]
+    assert None not in await app.store.save_objects([Save(row, event) for row in rows])
 
 
 @dataclass

@@ -94,6 +94,8 @@ def test_a_configuration_registers_its_timers_its_queues_and_every_route(tmp_pat
         ("POST", "syncs/{id}/plan", "function"),
         ("POST", "syncs/{id}/execute", "function"),
         ("GET", "syncs/{id}/history", "function"),
+        ("GET", "syncs/{id}/conflicts", "function"),
+        ("POST", "syncs/{id}/resolve", "function"),
         ("POST", "syncs/{id}/pause", "function"),
         ("POST", "syncs/{id}/resume", "function"),
         ("POST", "syncs/{id}/replay", "function"),

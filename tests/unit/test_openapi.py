@@ -27,7 +27,7 @@ from shared.notices import AuditNotice, GapNotice
 from shared.openapi import OPERATIONS, document
 from tests import http_reference, openapi
 from tests.openapi import closed, operation, problems
-from tests.unit.apps import Client, make_app, seed, working
+from tests.unit.apps import Client, contest, make_app, seed, working
 
 ROOT = Path(__file__).resolve().parents[2]
 SYNC = "/syncs/hub-to-prod"
@@ -221,6 +221,10 @@ async def test_each_answer_that_is_described_is_given(client: Client, monkeypatc
     await client.json("POST", f"/runs/{active['run_id']}/cancel")
     await client.json("POST", f"{SYNC}/pause")
     await client.json("POST", f"{SYNC}/resume")
+    await contest(app, "by-hand", "9", source="1", prod=None)
+    assert (await client.json("GET", "/syncs/by-hand/history"))["items"][0]["detail"]["sides"]
+    assert (await client.json("GET", "/syncs/by-hand/conflicts"))["items"][0]["sides"]
+    await client.json("POST", "/syncs/by-hand/resolve", 202, body={"path": "9", "take": "source"})
     await client.json("POST", "/events", 202, body={"sync": "hub-to-prod", "path": "9"})
     await client.json("POST", "/audit", 202, body=[{"vaultferry": "gap", "why": "a test"}])
     assert (await client.call("GET", "/health")).status == 200

@@ -3,6 +3,8 @@
 Two answers, kept apart. What is *certain* is shown by a name: it is followed through the mappings, and ends where another
 sync puts its own, or where the first one reads. What is *possible* is that two parts of a vault have names in common, by
 what those begin with; a name there may never exist.
+
+A two-way sync writes its source as well, and reads its targets.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from shared.mapping import PLACEHOLDERS, why_left_out
+from shared.mapping import PLACEHOLDERS, Mapper, why_left_out
 from shared.model import Granularity, NameEncoding, Sync, Target
 from shared.templates import Placeholder, of_path, parse
+from shared.vault import NameRule
 
 _WILDCARD = re.compile(r"[*?]")
 _AS_IT_IS = (Placeholder("path"), Placeholder("dir"))
@@ -26,6 +29,8 @@ class Route:
 
     sync: Sync
     index: int
+    back: bool = False
+    """From the target to the source, as a two-way sync carries too."""
 
     @property
     def target(self) -> Target:
@@ -35,10 +40,23 @@ class Route:
     def resource(self) -> str:
         return self.sync.source.resource
 
+    @property
+    def reads(self) -> str:
+        """The vault that it reads from."""
+        return self.target.vault if self.back else self.sync.source.vault
+
+    @property
+    def writes(self) -> str:
+        return self.sync.source.vault if self.back else self.target.vault
+
+    def begins_like(self, other: Route) -> bool:
+        """Whether both begin at one side of one sync."""
+        return self.sync is other.sync and self.back is other.back and (self.index == other.index or not self.back)
+
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """Two targets that write the same names."""
+    """Two ends that write the same names."""
 
     one: Route
     other: Route
@@ -47,21 +65,24 @@ class Overlap:
 
 @dataclass(frozen=True, slots=True)
 class Cycle:
-    """Targets each of which writes what the sync of the next one reads, and the last what that of the first reads."""
+    """Ways each of which writes what the next one reads, and the last what the first reads."""
 
     routes: tuple[Route, ...]
     certain: bool
 
 
 def find_overlaps(syncs: Iterable[Sync]) -> Iterator[Overlap]:
-    """Pairs of targets that write, or may write, the same names. Of one sync's targets, only those that surely do."""
+    """Pairs of ends that write, or may write, the same names. Of one sync's targets, only those that surely do."""
     by_vault: dict[tuple[str, str], list[Route]] = defaultdict(list)
     for route in _routes(syncs):
-        by_vault[route.target.vault, route.resource].append(route)
+        if not route.back or route.index == 0:  # However many targets there are, the source is written once.
+            by_vault[route.writes, route.resource].append(route)
     for routes in by_vault.values():
         regions = [_written(route) for route in routes]
         for at, to in _near(regions):
             one, other = routes[at], routes[to]
+            if one.sync is other.sync and (one.back or other.back):
+                continue
             certain = _same_names(one, other)
             if certain or (one.sync is not other.sync and regions[at].meets(regions[to])):
                 yield Overlap(one, other, certain)
@@ -69,14 +90,14 @@ def find_overlaps(syncs: Iterable[Sync]) -> Iterator[Overlap]:
 
 def find_cycles(syncs: Iterable[Sync]) -> Iterator[Cycle]:
     """The shortest cycles of several syncs, each told once. (A sync that reads what it writes itself is refused alone.)"""
-    routes = list(_routes(sync for sync in syncs if sync.type == "unidirectional"))
+    routes = list(_routes(syncs))
     following: dict[Route, list[Route]] = {route: [] for route in routes}
-    for vault in {(route.target.vault, route.resource) for route in routes}:
-        writers = [route for route in routes if (route.target.vault, route.resource) == vault]
-        readers = [route for route in routes if (route.sync.source.vault, route.resource) == vault]
+    for vault in {(route.writes, route.resource) for route in routes}:
+        writers = [route for route in routes if (route.writes, route.resource) == vault]
+        readers = [route for route in routes if (route.reads, route.resource) == vault]
         if not readers:
             continue
-        regions = [*map(_written, writers), *(_read(route.sync) for route in readers)]
+        regions = [*map(_written, writers), *map(_read, readers)]
         for at, to in _near(regions):
             if at < len(writers) <= to and regions[at].meets(regions[to]):
                 writer, reader = writers[at], readers[to - len(writers)]
@@ -92,17 +113,20 @@ def find_cycles(syncs: Iterable[Sync]) -> Iterator[Cycle]:
 
 def _routes(syncs: Iterable[Sync]) -> Iterator[Route]:
     for sync in syncs:
-        yield from (Route(sync, index) for index in range(len(sync.targets)))
+        for index in range(len(sync.targets)):
+            yield Route(sync, index)
+            if sync.two_way:
+                yield Route(sync, index, back=True)
 
 
 def _shortest(start: Route, following: Mapping[Route, Sequence[Route]]) -> tuple[Route, ...]:
-    """The shortest way from a route back to its own sync; empty: there is none."""
+    """The shortest way from a route back to where it begins; empty: there is none."""
     waiting: deque[tuple[Route, ...]] = deque([(start,)])
     seen = {start}
     while waiting:
         way = waiting.popleft()
         for each in following[way[-1]]:
-            if each.sync is start.sync and len(way) > 1:
+            if each.begins_like(start) and len(way) > 1:
                 return way
             if each not in seen:
                 seen.add(each)
@@ -116,7 +140,12 @@ def _shortest(start: Route, following: Mapping[Route, Sequence[Route]]) -> tuple
 def _same_names(one: Route, other: Route) -> bool:
     """Whether a secret of one source is given one name by both."""
     a, b = one.sync.source, other.sync.source
-    alike = (one.target.granularity, one.target.name_encoding) == (other.target.granularity, other.target.name_encoding)
+    alike = one.back and other.back
+    if not one.back and not other.back:
+        alike = (one.target.granularity, one.target.name_encoding) == (
+            other.target.granularity,
+            other.target.name_encoding,
+        )
     by_field = one.target.granularity is Granularity.FIELD
     if (a.vault, a.resource) != (b.vault, b.resource) or not alike:
         return False
@@ -127,7 +156,7 @@ def _same_names(one: Route, other: Route) -> bool:
     names += [other.sync.source.prefix + path for path in _samples(other.sync)]
     for name in names:
         paths = _covered(one.sync, name), _covered(other.sync, name)
-        if None not in paths and _name(one.target, str(paths[0])) == _name(other.target, str(paths[1])):
+        if None not in paths and _name(one, str(paths[0])) == _name(other, str(paths[1])):
             return True
     return False
 
@@ -142,7 +171,7 @@ def _comes_back(cycle: Sequence[Route]) -> bool:
         for sample in _samples(order[0].sync):
             path: str | None = sample
             for route, then in zip(order, (*order[1:], order[0]), strict=True):
-                path = _covered(then.sync, _name(route.target, path)) if path is not None else None
+                path = _path(then, _name(route, path)) if path is not None else None
             if path is not None:
                 return True
     return False
@@ -162,8 +191,19 @@ def _covered(sync: Sync, name: str) -> str | None:
     return path if inside and why_left_out(sync, path) is None else None
 
 
-def _name(target: Target, path: str) -> str:
-    """What the target calls it, before it is made to fit the vault."""
+def _path(route: Route, name: str) -> str | None:
+    """What is read there, as the sync's path; None: the sync leaves it alone."""
+    if not route.back:
+        return _covered(route.sync, name)
+    path = Mapper(route.target, NameRule()).path_of(name)
+    return path if path is not None and why_left_out(route.sync, path) is None else None
+
+
+def _name(route: Route, path: str) -> str:
+    """What it is called where it is written, before it is made to fit the vault."""
+    target = route.target
+    if route.back:
+        return route.sync.source.prefix + path
     template = parse(target.rename.get(path, target.name), PLACEHOLDERS)
     return target.prefix + template.render(of_path(path, "x").__getitem__)
 
@@ -214,11 +254,19 @@ def _near(regions: Sequence[_Region]) -> list[tuple[int, int]]:
     return sorted(found)
 
 
-def _read(sync: Sync) -> _Region:
-    return _below(sync.source.prefix, sync, whole=True)
+def _read(route: Route) -> _Region:
+    return _at_target(route) if route.back else _at_source(route.sync)
 
 
 def _written(route: Route) -> _Region:
+    return _at_source(route.sync) if route.back else _at_target(route)
+
+
+def _at_source(sync: Sync) -> _Region:
+    return _below(sync.source.prefix, sync, whole=True)
+
+
+def _at_target(route: Route) -> _Region:
     target = route.target
     template = parse(target.name, PLACEHOLDERS)
     begins = target.prefix + template.head

@@ -24,6 +24,7 @@ from shared.config.models import (
 )
 from shared.config.problems import InvalidConfig, Place, Problem, closest, dotted, listed
 from shared.config.result import Config
+from shared.config.two_way import refusals
 from shared.config.yaml_source import Document, read_document
 from shared.mapping import why_left_out
 from shared.model import ConflictPolicy, DeletePolicy, Granularity, RetryPolicy, Source, Sync, Target
@@ -55,6 +56,7 @@ class _Builder:
         for sync in syncs.values():
             if sync is not None:
                 self.look_for_lacks(sync, configured)
+                self.look_at_ways(sync, configured)
         self.look_for_clashes([sync for sync in syncs.values() if sync is not None])
         if self.problems or file is None:
             raise InvalidConfig(dict.fromkeys(self.problems))
@@ -113,12 +115,13 @@ class _Builder:
 
     def look_for_lacks(self, sync: Sync, configured: Mapping[str, VaultSettings | None]) -> None:
         """What a sync needs of its vaults, and they can not do: at night it would be too late."""
+        written = ["list", "get", "set", *(["delete"] if sync.delete.propagate else [])]
+        read = (sync.source.vault, "reads from", ["list", "get"])
         needs: list[tuple[Place, str, str, list[str]]] = [
-            (("source", "vault"), sync.source.vault, "reads from", ["list", "get"])
+            (("source", "vault"), *((sync.source.vault, "writes to", written) if sync.two_way else read))
         ]
         for index, target in enumerate(sync.targets):
-            wanted = ["list", "get", "set", *(["delete"] if sync.delete.propagate else [])]
-            needs.append((("targets", index, "vault"), target.vault, "writes to", wanted))
+            needs.append((("targets", index, "vault"), target.vault, "writes to", written))
         for place, vault_id, does, wanted in needs:
             settings = configured.get(vault_id)
             lacking = [each for each in wanted if settings is not None and each not in settings.can()]
@@ -130,6 +133,16 @@ class _Builder:
                     + (", or set delete.propagate to false" if lacking == ["delete"] else ""),
                 )
 
+    def look_at_ways(self, sync: Sync, configured: Mapping[str, VaultSettings | None]) -> None:
+        place: Place = ("syncs", sync.id)
+        if sync.two_way:
+            for below, message, hint in refusals(sync, configured):
+                self.report((*place, *below), message, hint)
+        elif sync.conflict is not ConflictPolicy.NEWEST:
+            self.warn(
+                (*place, "conflict"), "says nothing here: only two-way syncs (`type: bidirectional`) have conflicts"
+            )
+
     def look_for_clashes(self, syncs: Sequence[Sync]) -> None:
         """Syncs that get in each other's way. What only may be is a warning, and so is what no schedule brings about."""
         for overlap in find_overlaps(syncs):
@@ -139,14 +152,20 @@ class _Builder:
                     message = f"writes the same names as target '{one.target.id}' of this sync"
                     self.report(_place(other), message, "give one of them another `prefix` or `name`")
                 continue
-            both = f"sync '{other.sync.id}' and sync '{one.sync.id}'"
+            two_ways = [each.sync.two_way for each in (other, one)]
+            both = " and ".join(
+                f"{'two-way ' if each.sync.two_way else ''}sync '{each.sync.id}'" for each in (other, one)
+            )
             hint = "give one of them another `prefix` or `name`, or leave out in one what the other carries"
+            if all(two_ways) and one.back and other.back:
+                hint += ", or make all targets those of one sync"
             if overlap.certain and one.sync.enabled and other.sync.enabled:
-                self.report(_place(other), f"{both} would write the same names to vault '{one.target.vault}'", hint)
+                self.report(_place(other), f"{both} would write the same names to vault '{one.writes}'", hint)
             else:
-                self.warn(_place(other), f"{both} may write the same names to vault '{one.target.vault}'; {hint}")
+                taken = ": each takes what the other writes there for an edit by hand" if any(two_ways) else ""
+                self.warn(_place(other), f"{both} may write the same names to vault '{one.writes}'{taken}; {hint}")
         for cycle in find_cycles(syncs):
-            ways = [f"'{each.sync.id}' ({each.sync.source.vault} to {each.target.vault})" for each in cycle.routes]
+            ways = [f"'{each.sync.id}' ({each.reads} to {each.writes})" for each in cycle.routes]
             way = ", ".join([*ways, f"and '{cycle.routes[0].sync.id}' again"])
             hint = "choose prefixes side by side, or leave out in one what another has written"
             if cycle.certain and all(each.sync.enabled for each in cycle.routes):
@@ -292,6 +311,8 @@ def _conflicts(source: Source, targets: tuple[Target, ...]) -> Iterator[tuple[st
 
 
 def _place(route: Route) -> Place:
+    if route.back:
+        return ("syncs", route.sync.id, "source", "vault")
     return ("syncs", route.sync.id, "targets", route.index, "vault")
 
 

@@ -323,15 +323,11 @@ class RetrySettings(Settings):
         return self
 
 
-def _one_way(text: str) -> str:
-    if text == "bidirectional":
-        raise invalid("two-way syncs are not in this version yet", "use `type: unidirectional`")
-    return text
-
-
 class SyncSettings(Settings):
-    type: Annotated[Literal["unidirectional", "bidirectional"], AfterValidator(_one_way)] = Field(
-        "unidirectional", description="Two-way syncs are not in this version yet."
+    type: Literal["unidirectional", "bidirectional"] = Field(
+        "unidirectional",
+        description="Whether changes go from the source to the targets, or both ways. Two-way, the source is the hub: what "
+        "changes on any side reaches all others.",
     )
     schedule: Annotated[str, AfterValidator(normalise_schedule)] | None = Field(
         None, description="When to run, in UTC: 5 cron fields, or 6 with the seconds first. Default: by hand only."
@@ -349,7 +345,7 @@ class SyncSettings(Settings):
     )
     delete: DeleteSettings = Field(DeleteSettings(), description="What becomes of secrets that the source lost.")
     conflict: Literal["newest", "source", "target", "manual"] = Field(
-        "newest", description="Two-way syncs: which side wins when both changed."
+        "newest", description="Two-way syncs: whose value all get where several sides changed; manual: nobody's."
     )
     retry_policy: RetrySettings = Field(RetrySettings(), description="How a path that failed for now is tried again.")
 

@@ -22,8 +22,13 @@ def sketch(document: Document) -> Outline | None:
     written: dict[str, None] = {}
     for sync_id, sync in syncs.items():
         targets = sync.get("targets") if isinstance(sync, dict) else None
-        if not isinstance(targets, list) or not all(_is_target(target, vaults) for target in targets):
+        if not isinstance(targets, list) or not all(_has_vault(target, vaults) for target in targets):
             return None
+        if sync.get("type") == "bidirectional":
+            source = sync.get("source")
+            if not _has_vault(source, vaults):
+                return None
+            written[source["vault"]] = None
         written.update(dict.fromkeys(target["vault"] for target in targets))
         enabled = _TRUTH.get(sync.get("enabled", "true"))
         try:
@@ -37,8 +42,8 @@ def sketch(document: Document) -> Outline | None:
     return Outline(tuple(syncs), schedules, tuple(vaults), tuple(written))
 
 
-def _is_target(target: Any, vaults: dict[str, Any]) -> bool:
-    return isinstance(target, dict) and isinstance(target.get("vault"), str) and target["vault"] in vaults
+def _has_vault(given: Any, vaults: dict[str, Any]) -> bool:
+    return isinstance(given, dict) and isinstance(given.get("vault"), str) and given["vault"] in vaults
 
 
 def outline_of(config: Config) -> Outline:

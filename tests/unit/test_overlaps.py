@@ -25,6 +25,10 @@ def sync(sync_id: str, way: str, prefix: str = "", to: str = "", **options: Any)
     return Sync(sync_id, Source(source, prefix), (Target(target, target, prefix=to, **shape),), **options)
 
 
+def two_way(sync_id: str, way: str, prefix: str = "", to: str = "", **options: Any) -> Sync:
+    return sync(sync_id, way, prefix, to, type="bidirectional", **options)
+
+
 def overlaps(*syncs: Sync) -> list[bool]:
     """For each overlap that is found, whether it is certain."""
     return [each.certain for each in find_overlaps(syncs)]
@@ -62,6 +66,15 @@ def cycles(*syncs: Sync) -> list[tuple[list[str], bool]]:
         (sync("s", "a>t", exclude=("x/**",)), sync("t", "b>t", "x/", "x/"), []),
         (sync("s", "a>t", exclude=("x",)), sync("t", "b>t", include=("x",)), []),
         (sync("s", "a>t", name="one-{path}"), sync("t", "a>t", name="two-{path}"), []),
+        # Both sides of a two-way sync are written.
+        (two_way("s", "a>b"), two_way("t", "a>c"), [True]),
+        (two_way("s", "a>b"), sync("t", "a>b"), [True]),
+        (two_way("s", "a>b"), sync("t", "c>a"), [False]),
+        (two_way("s", "a>b"), sync("t", "c>b"), [False]),
+        (two_way("s", "a>b"), two_way("t", "b>c"), [False]),
+        (two_way("s", "a>b"), sync("t", "a>c"), []),
+        (two_way("s", "a>b", "x/"), two_way("t", "a>c", "y/"), []),
+        (two_way("s", "a>b", "x/"), sync("t", "c>a", to="y/"), []),
     ],
 )
 def test_two_syncs_on_one_vault(one: Sync, other: Sync, expected: list[bool]) -> None:
@@ -106,10 +119,21 @@ def test_targets_of_one_sync_meet_where_it_is_certain_only() -> None:
         ([sync("s", "a>b", exclude=("y/**",)), sync("t", "b>a", "y/", "y/")], []),
         ([sync("s", "a>b"), sync("t", "b>c")], []),
         ([sync("s", "a>b"), sync("t", "a>b")], []),
-        ([sync("s", "a>b"), sync("t", "b>a", type="bidirectional")], []),
+        # What goes both ways closes a ring with fewer.
+        ([sync("s", "a>b"), two_way("t", "b>a")], [(["s", "t"], True)]),
+        ([two_way("s", "a>b"), two_way("t", "b>a")], [(["s", "t"], True)]),
+        ([two_way("s", "a>b"), sync("t", "b>a")], [(["s", "t"], True)]),
+        ([two_way("s", "a>b"), two_way("t", "b>c"), two_way("u", "c>a")], [(["s", "t", "u"], True)]),
+        ([two_way("s", "a>b", to="x/"), sync("t", "b>a", "x/")], [(["s", "t"], True)]),
+        ([two_way("s", "a>b", rename={"x": "y"}), sync("t", "b>a", "z/")], [(["s", "t"], False)]),
+        ([two_way("s", "a>b")], []),
+        ([two_way("s", "a>b"), two_way("t", "b>c")], []),
+        ([two_way("s", "a>b"), two_way("t", "a>c")], []),
+        ([two_way("s", "a>b"), sync("t", "a>c")], []),
+        ([two_way("s", "a>b", "x/", "x/"), sync("t", "b>a", "y/", "y/")], []),
     ],
 )
-def test_one_way_syncs_in_a_ring(syncs: list[Sync], expected: list[tuple[list[str], bool]]) -> None:
+def test_syncs_in_a_ring(syncs: list[Sync], expected: list[tuple[list[str], bool]]) -> None:
     assert cycles(*syncs) == expected
 
 

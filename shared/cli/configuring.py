@@ -126,7 +126,8 @@ def _show_valid(session: Session, config: Config) -> None:
     for sync in config.syncs.values():
         targets = ", ".join(target.id for target in sync.targets)
         when = f"at {sync.schedule} UTC" if sync.schedule else "by hand only"
-        out.line(f"  {sync.id}: {sync.source.vault} → {targets}, ", when if sync.enabled else "disabled")
+        way = "⇄" if sync.two_way else "→"
+        out.line(f"  {sync.id}: {sync.source.vault} {way} {targets}, ", when if sync.enabled else "disabled")
     for warning in config.warnings:
         session.warn(warning)
 
@@ -180,7 +181,9 @@ def uses(config: Config, vault_id: str) -> dict[str, list[Use]]:
     for sync in config.syncs.values():
         of_resource = wanted.setdefault(sync.source.resource, {})
         if sync.source.vault == vault_id:
-            of_resource[Use(sync.source.prefix, write=sync.two_way, delete=sync.two_way and sync.delete.propagate)] = None
+            of_resource[Use(sync.source.prefix, write=sync.two_way, delete=sync.two_way and sync.delete.propagate)] = (
+                None
+            )
         for target in sync.targets:
             if target.vault == vault_id:
                 of_resource[Use(target.prefix, write=True, delete=sync.delete.propagate)] = None

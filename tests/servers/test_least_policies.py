@@ -23,7 +23,7 @@ from shared.app import App
 from shared.cli.configuring import uses
 from shared.config.build import parse
 from shared.errors import ConfigError
-from shared.model import Granularity, Source, Sync, Target
+from shared.model import DeletePolicy, Granularity, Source, Sync, Target
 from shared.vaults.hashicorp import Settings, least_policy
 from shared.vaults.hashicorp.least_policies import policy
 from tests.integration.conftest import run_sync
@@ -341,6 +341,26 @@ def test_fields_can_vanish_so_deletes_are_granted_for_them() -> None:
     by_field = Sync("f", Source("hub"), (Target("t", "second", "copy/", "{path}-{field}", Granularity.FIELD),))
     rules = {rule.path for rule in parse_policy(policy("second", SETTINGS, 2, [by_field]))}
     assert "secret/delete/copy/*" in rules
+
+
+@pytest.mark.parametrize("resource", ["secrets", "policies"])
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("propagate", [True, False])
+def test_both_sides_of_a_two_way_sync_may_do_the_same(version: Any, propagate: bool, resource: str) -> None:
+    two_way = Sync(
+        "s",
+        Source("hub", "apps/", resource),
+        (Target("second", "second", "apps/"),),
+        "bidirectional",
+        delete=DeletePolicy(propagate),
+    )
+    hub, second = (policy(side, SETTINGS, version, [two_way]) for side in ("hub", "second"))
+    assert parse_policy(hub) == parse_policy(second)
+    assert "# s: its source\n" in hub
+    granted = [rule.capabilities for rule in parse_policy(hub) if rule.path.endswith("apps/*")]
+    assert any("update" in each for each in granted)
+    removing = [rule for rule in parse_policy(hub) if "delete" in rule.capabilities or "/delete/" in rule.path]
+    assert bool(removing) is propagate
 
 
 UNUSUAL = ['say "x"/', "back\\slash/", "$x/", "{x}/", "a+b/", "*/", "\U0001f511/"]

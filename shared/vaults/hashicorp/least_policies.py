@@ -59,14 +59,18 @@ def policy(vault_id: str, settings: Settings, version: Literal[1, 2], syncs: Ite
     rules = _Rules()
     later: dict[str, str] = {}
     for sync in syncs:
-        if sync.source.vault == vault_id:
+        if sync.source.vault == vault_id and sync.two_way:
+            prefix, removes = sync.source.prefix, sync.delete.propagate
+            _write(rules, settings.mount, version, sync, prefix, f"{sync.id}: its source", removes=removes)
+        elif sync.source.vault == vault_id:
             _read(rules, settings.mount, version, sync)
         for target in sync.targets:
             if target.vault != vault_id:
                 continue
             removes = sync.delete.propagate or target.granularity is Granularity.FIELD
-            spot = _write(rules, settings.mount, version, sync, target.prefix, removes=removes)
-            if not removes:
+            reason = f"{sync.id}: its target"
+            spot = _write(rules, settings.mount, version, sync, target.prefix, reason, removes=removes)
+            if not removes and not sync.two_way:
                 later[spot] = f"{sync.id}: names that its mapping no longer yields can only be removed with this"
     blocks = [_block(path, rules.complete(path), rules.reasons[path]) for path in rules.granted]
     for spot, reason in later.items():
@@ -112,13 +116,12 @@ def _read(rules: _Rules, mount: str, version: int, sync: Sync) -> None:
         rules.add(f"{mount}/{prefix}*", ["read", "list"], reason)
 
 
-def _write(rules: _Rules, mount: str, version: int, sync: Sync, prefix: str, *, removes: bool) -> str:
-    """Add what a target needs; what removing takes besides is returned, as path and capability.
+def _write(rules: _Rules, mount: str, version: int, sync: Sync, prefix: str, reason: str, *, removes: bool) -> str:
+    """Add what a side that is written needs; what removing takes besides is returned, as path and capability.
 
     `verify_targets` makes no difference: the first run lists the target, and what was interrupted, deleted or changed
     there is looked at before it is written again.
     """
-    reason = f"{sync.id}: its target"
     if sync.source.resource == "policies":
         rules.add("sys/policies/acl", ["list"], reason)
         path, capability = f"sys/policies/acl/{prefix.lower()}*", "delete"

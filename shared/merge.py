@@ -141,10 +141,10 @@ def _decide(
         case ConflictPolicy.MANUAL:
             return "changed on several sides (conflict: manual)"
         case ConflictPolicy.NEWEST:
-            return _newest(parties, competing)
+            return _newest(sides, parties, competing)
 
 
-def _newest(parties: Sequence[Side], competing: Sequence[Side]) -> tuple[Side, str] | str:
+def _newest(sides: Sequence[Side], parties: Sequence[Side], competing: Sequence[Side]) -> tuple[Side, str] | str:
     """Last write wins: by what this sync has seen itself, then by the vaults' clocks, as far as those can be trusted."""
     moved = [side for side in parties if any(each.moved for each in competing if each.value == side.value)]
     if len(moved) == 1 and moved[0].value is not None:
@@ -155,14 +155,12 @@ def _newest(parties: Sequence[Side], competing: Sequence[Side]) -> tuple[Side, s
         return living[0], f"{_called(living[0])} was changed, and deleted elsewhere: a value outlives a deletion"
     times = []
     for party in living:
-        known = [
-            (side.changed_at, side.resolution)
-            for side in competing
-            if side.value == party.value and side.changed_at is not None and side.resolution is not None
-        ]
-        if not known:
-            return f"which change is the newest can not be told: {_called(party)} tells no times"
-        times.append((*max(known), party))
+        # Where a value was carried to, it bears the time of its carrying: it is as old as where it is the oldest.
+        holders = [(side.changed_at, side.resolution) for side in sides if side.value == party.value]
+        known = [(moment, coarse) for moment, coarse in holders if moment is not None and coarse is not None]
+        if len(known) < len(holders):
+            return f"which change is the newest can not be told: not every side tells times ({_called(party)})"
+        times.append((*min(known), party))
     times.sort(key=lambda each: each[0])
     latest, _, winner = times[-1]
     before, _, other = times[-2]

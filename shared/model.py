@@ -360,6 +360,8 @@ class Contested:
     sides: tuple[Sight, ...]
     take: str | None = None
     """The side whose value the others get; None: not decided."""
+    taken: str | None = None
+    """The side whose value the others were about to get when this was noted: a job has begun to settle it."""
 
 
 SOURCE_SIDE = "source"

@@ -79,6 +79,7 @@ class Capabilities:
     tags: bool = False
     """Tags ride along with a write, so an owner's mark costs no extra call."""
     time_resolution: timedelta | None = None
+    """How coarse the times of its entries are; None: it tells none, or none to be relied on."""
     max_bytes: int | None = None
     """Of one secret as it is stored."""
     names: NameRule = field(default_factory=NameRule)

@@ -64,7 +64,7 @@ async def open_work(installation: Installation, sync: Sync, run_id: str | None, 
             silent[target.id] = error
         else:
             targets.append(Seat(target.id, there, mapper=Mapper(target, there.vault.capabilities.names)))
-    return TwoWayWork(sync, source, tuple(targets), silent, run_id, attempt, installation.clock)
+    return TwoWayWork(sync, source, tuple(targets), silent, installation.store, run_id, attempt, installation.clock)
 
 
 class Merger:

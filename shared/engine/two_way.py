@@ -16,7 +16,7 @@ from datetime import datetime, timedelta
 from shared.engine.path_work import forgotten
 from shared.engine.place import Found, Place
 from shared.errors import Conflict, SecretNotFound, Unavailable, VaultError
-from shared.history import Save
+from shared.history import Save, Store
 from shared.mapping import Mapper, short_hash
 from shared.merge import Merge, Side, Verdict, merge
 from shared.model import (
@@ -92,8 +92,6 @@ class Looks:
     """Why a side can not take part, or could not be written."""
     closed: set[str] = field(default_factory=set)
     """Sides that have it and hand out no value: disabled, or nothing that could be carried. They are left as they are."""
-    written: set[str] = field(default_factory=set)
-    deleted: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +104,25 @@ class Ended:
     busy: bool = False
     delete: bool = False
     """All that is left to do is to delete, and this job may not."""
+
+
+@dataclass
+class _Path:
+    """One path while it is worked on."""
+
+    op: Op
+    path: str
+    before: Mapping[str, ObjectState]
+    """Its rows by target, as they were."""
+    rows: dict[str, ObjectState]
+    """As they are now."""
+    until: datetime
+    """When the claim on it runs out."""
+    told: Told | None
+    given: dict[str, str | None] = field(default_factory=dict)
+    """By target: what it and the source have in common by this job's doing, whatever happened to either since."""
+    written: set[str] = field(default_factory=set)
+    deleted: set[str] = field(default_factory=set)
 
 
 class _Moved(Exception):
@@ -125,6 +142,7 @@ class TwoWayWork:
     targets: tuple[Seat, ...]
     silent: Mapping[str, VaultError]
     """Targets whose vault can not even be opened."""
+    store: Store
     run_id: str | None
     """None: the job is an event's, and belongs to no run."""
     attempt: int
@@ -147,20 +165,21 @@ class TwoWayWork:
         """Settle a path. `before` are its rows by target as they were, `rows` as they are now that one of them is claimed
         `until` then. Raises only what is no VaultError."""
         last: Exception | None = None
+        job = _Path(op, path, before, dict(rows), until, told)
         for _ in range(ROUNDS):
             try:
-                return await self._once(op, path, before, rows, until, told)
+                return await self._once(job)
             except (Conflict, _Moved) as error:
                 last = error
             except _OutOfTime:
                 return Ended(busy=True)
         why = f"somebody else keeps writing it{f' ({last})' if isinstance(last, VaultError) else ''}"
-        return self._later(before, rows, Unavailable(why, vault=self.source.place.vault.id, path=path))
+        return self._later(job, Unavailable(why, vault=self.source.place.vault.id, path=path))
 
     async def inspect(self, path: str, before: Mapping[str, ObjectState]) -> tuple[Merge | None, Looks]:
         """What would become of a path now, and what all sides hold. None: the source can not be compared."""
         looks = await self.look(path)
-        return (self._merge(before, looks) if SOURCE_SIDE in looks.held else None), looks
+        return (self._merge(before, looks, {}) if SOURCE_SIDE in looks.held else None), looks
 
     async def look(self, path: str) -> Looks:
         """Read all sides, at once."""
@@ -184,33 +203,55 @@ class TwoWayWork:
 
     # one round --------------------------------------------------------------------------------------------------------
 
-    async def _once(
-        self,
-        op: Op,
-        path: str,
-        before: Mapping[str, ObjectState],
-        rows: Mapping[str, ObjectState],
-        until: datetime,
-        told: Told | None,
-    ) -> Ended:
-        looks = await self.look(path)
-        if lagging := self._lagging(path, before, looks, told):
-            return self._later(before, rows, lagging)
+    async def _once(self, job: _Path) -> Ended:
+        looks = await self.look(job.path)
+        if lagging := self._lagging(job, looks):
+            return self._later(job, lagging)
         if SOURCE_SIDE in looks.errors:
-            return self._without_source(before, rows, looks.errors[SOURCE_SIDE])
+            error = looks.errors[SOURCE_SIDE]
+            return self._later(job, error) if error.transient else self._all_failed(job, error)
         if SOURCE_SIDE in looks.closed:
             why = "disabled in the source: left as it is on all sides"
-            return Ended(tuple(_closed(rows[each], before[each], why) for each in rows), Outcome.SKIPPED)
-        merged = self._merge(before, looks)
+            return Ended(tuple(_closed(row, job.before[each], why) for each, row in job.rows.items()), Outcome.SKIPPED)
+        merged = self._merge(job.before, looks, job.given)
         seen = self._sights(looks)
         delete = merged.deletes and self.sync.delete.propagate
-        if merged.verdict is Verdict.CARRY and (delete or not merged.deletes) and (op is Op.DELETE or not delete):
-            await self._carry(merged, path, looks, until)
-        return self._settled(merged, before, rows, looks, seen, put_off=delete and op is not Op.DELETE)
+        # What a person has decided for this very path is counted with no others.
+        may_delete = job.op is Op.DELETE or self._by_hand(job.before, merged)
+        if merged.verdict is Verdict.CARRY and (may_delete if delete else not merged.deletes):
+            await self._note(merged, job, seen)
+            await self._carry(merged, job, looks)
+        return self._settled(merged, job, looks, seen, put_off=delete and not may_delete)
 
-    def _lagging(
-        self, path: str, before: Mapping[str, ObjectState], looks: Looks, told: Told | None
-    ) -> Unavailable | None:
+    async def _note(self, merged: Merge, job: _Path, seen: tuple[Sight, ...]) -> None:
+        """Record what is about to be lost before it is, so that it is on record wherever this is killed."""
+        due = [target for target in merged.contested if target != SOURCE_SIDE]
+        contested = contested_of(job.rows.values())
+        if contested is not None and contested.taken and _same_sights(contested.sides, seen):
+            return
+        action = Action.RESOLVE if self._by_hand(job.before, merged) else Action.CONFLICT
+        saves = []
+        for target in due:
+            row = job.rows[target]
+            versions = {sight.side: sight.version for sight in seen}
+            event = Event(
+                action,
+                ObjectStatus.IN_SYNC,
+                self.run_id,
+                _direction(merged.winner == target),
+                source_version=versions.get(SOURCE_SIDE),
+                target_version=versions.get(target),
+                attempt=self.attempt,
+                detail=_detail(merged, seen),
+            )
+            noted = Contested(seen, contested.take if contested else None, taken=merged.winner)
+            saves.append(Save(replace(row, status=ObjectStatus.CONFLICT, error=merged.reason, contested=noted), event))
+        for save, kept in zip(saves, await self.store.save_objects(saves), strict=True):
+            if kept is None:
+                raise _OutOfTime
+            job.rows[save.state.target] = kept
+
+    def _lagging(self, job: _Path, looks: Looks) -> Unavailable | None:
         """Why it is too early to believe a side: it shows an older version than an event told of, or than was carried."""
         if self.attempt >= min(LAG_TRIES, self.sync.retry_policy.max_retries):
             return None
@@ -218,15 +259,15 @@ class TwoWayWork:
             found = looks.found.get(seat.id)
             if found is None:
                 continue
-            known = [told[1]] if told is not None and told[0] == seat.id else []
+            known = [job.told[1]] if job.told is not None and job.told[0] == seat.id else []
             if known and known[0] is not None and not found.live:
-                return _lags(seat, path, f"version {known[0]}, which an event told of, is not there yet")
-            known += self._carried(seat, before)
+                return _lags(seat, job.path, f"version {known[0]}, which an event told of, is not there yet")
+            known += self._carried(seat, job.before)
             have = found.entry.version if found.entry else None
             if have is None or not have.isdecimal():
                 continue
             if any(one is not None and one.isdecimal() and not is_known(have, one) for one in known):
-                return _lags(seat, path, f"it shows version {have}, an older one than is known already")
+                return _lags(seat, job.path, f"it shows version {have}, an older one than is known already")
         return None
 
     def _carried(self, seat: Seat, before: Mapping[str, ObjectState]) -> list[str | None]:
@@ -243,28 +284,19 @@ class TwoWayWork:
         assert target is not None, "rows are those of the sync's targets"  # noqa: S101
         return two_way_recipe(self.sync.source, target)
 
-    def _without_source(
-        self, before: Mapping[str, ObjectState], rows: Mapping[str, ObjectState], error: VaultError
-    ) -> Ended:
-        if error.transient and not self.final:
-            return self._later(before, rows, error)
-        return self._all_failed(before, rows, error)
-
-    def _all_failed(
-        self, before: Mapping[str, ObjectState], rows: Mapping[str, ObjectState], error: VaultError
-    ) -> Ended:
-        saves = tuple(self._failed(rows[each], before[each], error) for each in rows)
+    def _all_failed(self, job: _Path, error: VaultError) -> Ended:
+        saves = tuple(self._failed(row, job.before[each], error) for each, row in job.rows.items())
         return Ended(saves, Outcome.FAILED, error if error.transient else None)
 
-    def _later(self, before: Mapping[str, ObjectState], rows: Mapping[str, ObjectState], error: VaultError) -> Ended:
+    def _later(self, job: _Path, error: VaultError) -> Ended:
         if self.final:
-            return self._all_failed(before, rows, error)
-        saves = (Save(replace(rows[each], status=before[each].status, error=str(error))) for each in rows)
+            return self._all_failed(job, error)
+        saves = (Save(replace(row, status=job.before[each].status, error=str(error))) for each, row in job.rows.items())
         return Ended(tuple(saves), None, error)
 
     # deciding ---------------------------------------------------------------------------------------------------------
 
-    def _merge(self, before: Mapping[str, ObjectState], looks: Looks) -> Merge:
+    def _merge(self, before: Mapping[str, ObjectState], looks: Looks, given: Mapping[str, str | None]) -> Merge:
         contested = contested_of(before.values())
         source = looks.held[SOURCE_SIDE]
         sights = {sight.side: sight for sight in contested.sides} if contested else {}
@@ -282,7 +314,7 @@ class TwoWayWork:
             )
 
         targets = [
-            side(seat, self._base(seat, before[seat.id], looks, source))
+            side(seat, given[seat.id] if seat.id in given else self._base(seat, before[seat.id], looks, source))
             for seat in self.targets
             if seat.id in looks.held
         ]
@@ -304,6 +336,10 @@ class TwoWayWork:
             return source.digest
         return "(not known)"
 
+    def _by_hand(self, before: Mapping[str, ObjectState], merged: Merge) -> bool:
+        contested = contested_of(before.values())
+        return contested is not None and contested.take is not None and contested.take == merged.winner
+
     def _sights(self, looks: Looks) -> tuple[Sight, ...]:
         def sight(seat: Seat) -> Sight:
             held, entry = looks.held[seat.id], looks.found[seat.id].entry
@@ -314,22 +350,23 @@ class TwoWayWork:
 
     # writing ----------------------------------------------------------------------------------------------------------
 
-    async def _carry(self, merged: Merge, path: str, looks: Looks, until: datetime) -> None:
+    async def _carry(self, merged: Merge, job: _Path, looks: Looks) -> None:
         """Give all sides the winner's value. The source comes first: if it can not have it, nobody gets it."""
-        winner = looks.found[str(merged.winner)].secret
+        winner = str(merged.winner)
+        secret = looks.found[winner].secret
         due = [seat for seat in self.targets if seat.id in looks.held and looks.held[seat.id].digest != merged.value]
         if looks.held[SOURCE_SIDE].digest != merged.value:
             try:
-                await self._give(self.source, winner, merged.value, looks, until)
+                await self._give(self.source, secret, merged.value, winner, job, looks)
             except Conflict:
                 raise
             except VaultError as error:
-                looks.errors[str(merged.winner)] = error
+                looks.errors[winner] = error
                 return
 
         async def one(seat: Seat) -> None:
             try:
-                await self._give(seat, winner, merged.value, looks, until)
+                await self._give(seat, secret, merged.value, seat.id, job, looks)
             except Conflict:
                 raise
             except VaultError as error:
@@ -341,30 +378,37 @@ class TwoWayWork:
             if isinstance(result, BaseException):
                 raise result
 
-    async def _give(self, seat: Seat, secret: Secret | None, digest: str | None, looks: Looks, until: datetime) -> None:
-        """Write a value to a side, or delete it there. Raises Conflict, `_Moved`, `_OutOfTime` and any VaultError."""
+    async def _give(
+        self, seat: Seat, secret: Secret | None, digest: str | None, target_id: str, job: _Path, looks: Looks
+    ) -> None:
+        """Write a value to a side, or delete it there: the source and a target have it in common then. Raises
+        Conflict, `_Moved`, `_OutOfTime` and any VaultError."""
         place, name, found = seat.place, looks.names[seat.id], looks.found[seat.id]
         cas = place.vault.capabilities.compare_and_set
         if not cas and _held(place, await place.look(name)).digest != looks.held[seat.id].digest:
             raise _Moved
-        if self.clock() > until - TIME_TO_WRITE:
+        if self.clock() > job.until - TIME_TO_WRITE:
             raise _OutOfTime
         version = found.entry.version if found.entry else None
         if secret is None or digest is None:
             await self._remove(place, name, version if cas and version else Expect.ANY)
             looks.held[seat.id] = Held()
-            looks.deleted.add(seat.id)
+            job.deleted.add(seat.id)
+            job.given[target_id] = None
             return
         expect = (version or Expect.ABSENT) if cas else Expect.ANY
         entry = await place.set(name, Secret(secret.fields), digest, expect, lambda _: None)
+        job.given[target_id] = digest
         if not cas:
             after = await place.look(name)
+            if after.digest == found.digest:
+                raise Unavailable("it does not show yet what was written", vault=place.vault.id, path=name)
             if after.digest != digest:
                 raise _Moved
             entry = entry if entry.fingerprint or after.entry is None else after.entry
         part = place.part(name, entry, digest, digest)
         looks.held[seat.id] = Held(digest, part.fingerprint, part.version)
-        looks.written.add(seat.id)
+        job.written.add(seat.id)
 
     async def _remove(self, place: Place, name: str, expect: str | Expect) -> None:
         try:
@@ -377,23 +421,12 @@ class TwoWayWork:
 
     # recording --------------------------------------------------------------------------------------------------------
 
-    def _settled(
-        self,
-        merged: Merge,
-        before: Mapping[str, ObjectState],
-        rows: Mapping[str, ObjectState],
-        looks: Looks,
-        seen: tuple[Sight, ...],
-        *,
-        put_off: bool,
-    ) -> Ended:
-        contested = contested_of(before.values())
-        by_hand = contested is not None and contested.take is not None and contested.take == merged.winner
+    def _settled(self, merged: Merge, job: _Path, looks: Looks, seen: tuple[Sight, ...], *, put_off: bool) -> Ended:
         saves: list[Save] = []
         failed = conflict = False
         transient: VaultError | None = None
-        for target_id, row in rows.items():
-            was = before[target_id]
+        for target_id, row in job.rows.items():
+            was = job.before[target_id]
             error = looks.errors.get(target_id)
             held, source = looks.held.get(target_id), looks.held[SOURCE_SIDE]
             if error is not None and error.transient and not self.final:
@@ -406,7 +439,7 @@ class TwoWayWork:
             elif held is None:
                 saves.append(_closed(row, was, "disabled in the target: left as it is on all sides"))
             elif held.digest == source.digest:
-                saves.append(self._agreed(merged, target_id, was, row, looks, seen, by_hand))
+                saves.append(self._agreed(merged, target_id, job, looks))
             elif merged.verdict is Verdict.CONFLICT and target_id in merged.contested:
                 conflict = True
                 saves.append(self._in_conflict(merged, was, row, seen))
@@ -419,9 +452,9 @@ class TwoWayWork:
             outcome = Outcome.FAILED
         elif conflict:
             outcome = Outcome.CONFLICT
-        elif looks.written:
+        elif job.written:
             outcome = Outcome.WRITTEN
-        elif looks.deleted:
+        elif job.deleted:
             outcome = Outcome.DELETED
         elif any(save.event is not None and save.event.action is Action.ADOPT for save in saves):
             outcome = Outcome.ADOPTED
@@ -429,20 +462,12 @@ class TwoWayWork:
             outcome = Outcome.SKIPPED
         return Ended(tuple(saves), outcome, transient, delete=put_off)
 
-    def _agreed(
-        self,
-        merged: Merge,
-        target_id: str,
-        was: ObjectState,
-        row: ObjectState,
-        looks: Looks,
-        seen: tuple[Sight, ...],
-        by_hand: bool,
-    ) -> Save:
+    def _agreed(self, merged: Merge, target_id: str, job: _Path, looks: Looks) -> Save:
         """A target holds what the source holds: that is what they agree on from now on."""
         held, source = looks.held[target_id], looks.held[SOURCE_SIDE]
         back = merged.winner == target_id
-        row = replace(row, error=None, transient=False, contested=None)
+        was = job.before[target_id]
+        row = replace(job.rows[target_id], error=None, transient=False, contested=None)
         if held.digest is None:
             state = replace(forgotten(row), direction=_direction(back)) if row.revision or was.parts else row
         else:
@@ -458,10 +483,9 @@ class TwoWayWork:
                 status=ObjectStatus.IN_SYNC,
                 direction=_direction(back),
             )
-        action = self._action(merged, target_id, was, looks, by_hand)
+        action = self._action(merged, target_id, job, looks)
         if action is None:
             return Save(replace(state, direction=was.direction))
-        settled = action in (Action.CONFLICT, Action.RESOLVE)
         return Save(
             state,
             Event(
@@ -472,18 +496,16 @@ class TwoWayWork:
                 source_version=source.version,
                 target_version=held.version,
                 attempt=self.attempt,
-                detail=_detail(merged, seen) if settled else None,
             ),
         )
 
-    def _action(self, merged: Merge, target_id: str, was: ObjectState, looks: Looks, by_hand: bool) -> Action | None:
+    def _action(self, merged: Merge, target_id: str, job: _Path, looks: Looks) -> Action | None:
         """What the history shall say was done between the source and this target; None: nothing."""
-        if target_id in merged.contested:
-            return Action.RESOLVE if by_hand else Action.CONFLICT
+        was = job.before[target_id]
         touched = {target_id, SOURCE_SIDE} if merged.winner == target_id else {target_id}
-        if looks.deleted & touched:
+        if job.deleted & touched:
             return Action.DELETE
-        if looks.written & touched:
+        if job.written & touched:
             return Action.UPDATE if was.parts else Action.CREATE
         digest = looks.held[target_id].digest
         known = agreed_part(was, self.recipe(target_id))

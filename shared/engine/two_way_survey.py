@@ -17,7 +17,7 @@ from shared.engine.two_way import Looks, Seat, TwoWayWork, agreed_part
 from shared.errors import AccessDenied, InvalidSecret, SecretNotFound, Unavailable, VaultError
 from shared.mapping import Naming, is_shared_name, name_all, why_left_out
 from shared.merge import Merge, Side, Verdict, merge
-from shared.model import SOURCE_SIDE, ConflictPolicy, Entry, ObjectState, ObjectStatus, Run, Target
+from shared.model import SOURCE_SIDE, Entry, ObjectState, ObjectStatus, Run, Target
 from shared.plan import Change, ChangeKind, guard
 from shared.vault import FingerprintCost, check_name
 
@@ -177,8 +177,6 @@ class TwoWayView:
     async def _due(self, path: str, rows: Mapping[str, ObjectState]) -> Merge | str:
         """What fingerprints tell of a path, or why only its values can."""
         doubtful = [row.status for row in rows.values() if row.revision is not None and row.status in DOUBTFUL]
-        if doubtful:
-            return f"{doubtful[0]} since the last run"
         if not any(row.revision for row in rows.values()):
             return "new here"
         try:
@@ -195,7 +193,9 @@ class TwoWayView:
             )
         except (AccessDenied, InvalidSecret) as error:
             return f"it could not be looked at on every side ({error.message})"
-        return merge(source, [side for side in seen if side is not None], ConflictPolicy.MANUAL)
+        found = merge(source, [side for side in seen if side is not None], self.sync.conflict)
+        # What was left half-way is looked at whatever fingerprints tell, but for a delete, which is a plan's to count.
+        return f"{doubtful[0]} since the last run" if doubtful and not found.deletes else found
 
     async def _hub_entry(self, path: str) -> Entry | None:
         hub = self._hub_paths.get(path)

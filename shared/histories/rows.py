@@ -325,7 +325,7 @@ def _contested(text: str | None) -> Contested | None:
     if text is None:
         return None
     columns = json.loads(text)
-    return Contested(tuple(Sight(**side) for side in columns["sides"]), columns["take"])
+    return Contested(tuple(Sight(**side) for side in columns["sides"]), columns["take"], columns["taken"])
 
 
 def object_from(row: Mapping[str, Any], revision: str) -> ObjectState:

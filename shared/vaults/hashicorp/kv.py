@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -29,7 +29,12 @@ from shared.vaults.hashicorp.settings import Settings
 _VERBS = frozenset({"data", "metadata", "delete", "undelete", "destroy"})
 """Behind which a KV v2 path goes on with the name of a secret."""
 _V1 = Capabilities(FingerprintCost.VALUE, max_bytes=MAX_REQUEST_BYTES)
-_V2 = Capabilities(FingerprintCost.PER_SECRET, compare_and_set=True, max_bytes=MAX_REQUEST_BYTES)
+_V2 = Capabilities(
+    FingerprintCost.PER_SECRET,
+    compare_and_set=True,
+    time_resolution=timedelta(microseconds=1),
+    max_bytes=MAX_REQUEST_BYTES,
+)
 
 
 class KvVault(HashicorpVault):

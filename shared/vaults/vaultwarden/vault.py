@@ -17,6 +17,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any, ClassVar, Generic, TypeVar
 
 from shared.errors import (
@@ -135,7 +136,7 @@ class VaultwardenVault(Vault):
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(fingerprint=FingerprintCost.LISTED)
+        return Capabilities(fingerprint=FingerprintCost.LISTED, time_resolution=timedelta(seconds=1))
 
     async def open(self) -> None:
         """Log in, and find the organisation, collection or folder. Raises MountNotFound naming what there is."""

@@ -11,6 +11,7 @@ import contextlib
 import re
 import secrets
 import tempfile
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -65,6 +66,8 @@ class Bill:
     """Of writes: a batch is one request with up to a hundred of them."""
     vault: int = 0
     key_vault: int = 0
+    seconds: float = 0.0
+    """From the start to the end, on this machine, with servers that answer at once."""
     detail: Counter[str] = field(default_factory=Counter)
 
 
@@ -129,6 +132,7 @@ class Ground:
             if await ended():
                 over.set()
 
+        begun = time.perf_counter()
         with counted(bill, self.account):
             await start()
             loops = [QueueLoop(self.app.queues, queue, handle) for queue in self.queues]
@@ -136,6 +140,7 @@ class Ground:
                 loop.start()
             try:
                 await asyncio.wait_for(over.wait(), PATIENCE)
+                bill.seconds = time.perf_counter() - begun
             finally:
                 await asyncio.gather(*(loop.stop() for loop in loops))
         bill.vault, bill.key_vault = sum(self.hub.calls.values()), sum(self.prod.calls.values())
@@ -244,7 +249,10 @@ def main() -> None:
         bills = asyncio.run(measure(account, Path(folder)))
     print(f"Vault KV v2 to Key Vault, {SECRETS:,} secrets")
     for name, bill in bills.items():
-        print(f"  {name}: " + ", ".join(f"{column} {getattr(bill, column):,}" for column in COLUMNS))
+        print(
+            f"  {name}: " + ", ".join(f"{column} {getattr(bill, column):,}" for column in COLUMNS),
+            f"in {bill.seconds:.1f} s",
+        )
         print("    " + ", ".join(f"{what} {count}" for what, count in sorted(bill.detail.items())))
 
 

@@ -28,18 +28,20 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sandbox.entra import EntraServer, ManagedIdentityServer
 from sandbox.key_vault import KeyVaultServer
 from sandbox.vault import VaultSandbox
+from tests.servers import processes
 from tests.servers.hosting import hosting
 
 ROOT = Path(__file__).resolve().parents[1]
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds that any one command may take."""
 _MARK = re.compile(r"<!-- (scenario|seed|file|given|run|printed)(?:: (.*?))? -->")
 _HIDDEN_FILE = re.compile(r"<!-- file: (\S+)$")
@@ -143,7 +145,8 @@ class World:
     folder: Path
     env: dict[str, str] = field(default_factory=dict)
     addresses: dict[str, str] = field(default_factory=dict)
-    hub: VaultSandbox | None = None
+    put: Callable[[str, dict[str, Any]], object] | None = None
+    """Writes a secret into the hub's mount `secret`."""
     ports: dict[str, str] = field(default_factory=dict)
 
     def there(self, text: str) -> str:
@@ -167,15 +170,47 @@ class World:
         return kept | fixed | self.env
 
 
+@dataclass(frozen=True, slots=True)
+class Vaults:
+    """The hub, and another one; each with KV v2 at `secret/` and KV v1 at `kv1/`."""
+
+    hub: str
+    hub_token: str = field(repr=False)
+    put: Callable[[str, dict[str, Any]], object]
+    copy: str
+    copy_token: str = field(repr=False)
+
+
 @contextlib.contextmanager
-def world(kind: str, folder: Path) -> Iterator[World]:
-    """`own` or `sandbox`."""
+def sandbox_vaults() -> Iterator[Vaults]:
+    with hosting() as host:
+        hub, copy = host.start(VaultSandbox()), host.start(VaultSandbox())
+        yield Vaults(hub.url, hub.root_token, partial(hub.put, "secret"), copy.url, copy.root_token)
+
+
+@contextlib.contextmanager
+def real_vaults() -> Iterator[Vaults]:
+    """Raises ServerMissing."""
+    with processes.vault() as hub, processes.vault() as copy:
+        for server in (hub, copy):
+            server.call("POST", "sys/mounts/kv1", {"type": "kv", "options": {"version": "1"}})
+            server.wait_for_upgrade("secret")
+
+        def put(path: str, fields: dict[str, Any]) -> object:
+            return hub.call("POST", f"secret/data/{path}", {"data": fields})
+
+        yield Vaults(hub.url, hub.token, put, copy.url, copy.token)
+
+
+@contextlib.contextmanager
+def world(kind: str, folder: Path, *, real: bool = False) -> Iterator[World]:
+    """`own` or `sandbox`; `real`: the Vaults in it are real ones."""
     if kind == "own":
         yield World(folder)
         return
     assert kind == "sandbox", f"there is no world {kind!r}"
-    with hosting() as host:
-        hub, second, prod = (host.start(each) for each in (VaultSandbox(), VaultSandbox(), KeyVaultServer()))
+    with hosting() as host, real_vaults() if real else sandbox_vaults() as vaults:
+        prod = host.start(KeyVaultServer())
         identity = host.start(ManagedIdentityServer(prod.authority))
         entra = host.start(EntraServer(prod.authority))
         bundle = folder / ".authorities.pem"
@@ -185,19 +220,19 @@ def world(kind: str, folder: Path) -> Iterator[World]:
             {
                 **identity.environment,
                 "SSL_CERT_FILE": str(bundle),
-                "VAULT_TOKEN": hub.root_token,
-                "COPY_TOKEN": second.root_token,
+                "VAULT_TOKEN": vaults.hub_token,
+                "COPY_TOKEN": vaults.copy_token,
                 "BACKUP_KEY": "a passphrase of many characters",
             },
             {
-                "http://127.0.0.1:8200": hub.url,
-                "https://vault.example:8200": hub.url,
-                "http://127.0.0.1:8201": second.url,
-                "https://copy.example:8200": second.url,
+                "http://127.0.0.1:8200": vaults.hub,
+                "https://vault.example:8200": vaults.hub,
+                "http://127.0.0.1:8201": vaults.copy,
+                "https://copy.example:8200": vaults.copy,
                 "https://contoso.vault.azure.net": prod.url,
                 "/var/log/vault/audit.log": str(folder / "audit.log"),
             },
-            hub,
+            vaults.put,
         )
 
 
@@ -270,12 +305,12 @@ def tools(scenario: Scenario) -> set[str]:
     return {"bash"} | {tool for tool in ("curl", "jq", "openssl", "sed", "gzip") if re.search(rf"\b{tool}\b", text)}
 
 
-def play(scenario: Scenario, folder: Path) -> None:
+def play(scenario: Scenario, folder: Path, *, real: bool = False) -> None:
     """Do all of it. Raises AssertionError with the page's line where something is not as the page says."""
     here, logs = folder / "here", folder / "logs"
     here.mkdir()
     logs.mkdir()
-    with world(scenario.world, here) as place:
+    with world(scenario.world, here, real=real) as place:
         shell = Shell(place, logs)
         try:
             for step in scenario.steps:
@@ -292,9 +327,9 @@ def _play_step(scenario: Scenario, step: Step, place: World, shell: Shell) -> No
         target.write_text(place.there(step.text), "utf-8")
     elif step.kind == "seed":
         path, _, fields = step.argument.partition(" ")
-        assert place.hub is not None, f"{where}: there is no hub in this world"
+        assert place.put is not None, f"{where}: there is no hub in this world"
         document: Mapping[str, Any] = json.loads(fields)
-        place.hub.put("secret", path, dict(document))
+        place.put(path, dict(document))
     elif step.kind == "given":
         code, printed = shell.type(place.there(step.argument))
         assert code == 0, f"{where}: `{step.argument}` ended with {code} and printed\n{printed}"

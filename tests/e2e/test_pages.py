@@ -10,6 +10,7 @@ import pytest
 from tests.pages import Scenario, first_missing, pages, play, scenarios, tools
 
 ALL = [scenario for page in pages() for scenario in scenarios(page)]
+WITH_VAULTS = [scenario for scenario in ALL if scenario.world == "sandbox"]
 
 
 @pytest.mark.parametrize("scenario", ALL, ids=[f"{each.page}:{each.line}" for each in ALL])
@@ -17,6 +18,12 @@ def test_a_page_holds_what_it_says(scenario: Scenario, tmp_path: Path) -> None:
     if missing := {tool for tool in tools(scenario) if shutil.which(tool) is None}:
         pytest.skip(f"not on this machine: {', '.join(sorted(missing))}")
     play(scenario, tmp_path)
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("scenario", WITH_VAULTS, ids=[f"{each.page}:{each.line}" for each in WITH_VAULTS])
+def test_it_does_so_with_real_vaults(scenario: Scenario, tmp_path: Path) -> None:
+    play(scenario, tmp_path, real=True)
 
 
 def test_lines_are_looked_for_in_their_order_and_times_are_not_compared() -> None:

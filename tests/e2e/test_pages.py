@@ -26,6 +26,11 @@ def test_it_does_so_with_real_vaults(scenario: Scenario, tmp_path: Path) -> None
     play(scenario, tmp_path, real=True)
 
 
+def test_what_is_marked_is_found() -> None:
+    assert len(ALL) >= 12
+    assert all(any(step.kind == "run" for step in scenario.steps) for scenario in ALL)
+
+
 def test_lines_are_looked_for_in_their_order_and_times_are_not_compared() -> None:
     printed = "a  b\nat 2026-01-02 03:04:05 in 0.7\nc d e\n"
     assert first_missing(("a b", "at 2025-05-05 05:05:05 in 1.2", "c … e"), printed) is None

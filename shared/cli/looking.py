@@ -40,13 +40,22 @@ def when(moment: datetime | None) -> str:
 def status(
     context: typer.Context,
     sync: Annotated[str | None, typer.Argument(metavar="SYNC", help="Default: all.", show_default=False)] = None,
+    conflicts: Annotated[
+        bool, typer.Option("--conflicts", help="List what is in conflict, and how to settle it, instead.")
+    ] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
     log_level: LevelOption = None,
 ) -> None:
     """How things stand: last and next runs, and how many secrets are in sync. Times are UTC."""
     session = begin(context, config, as_json, log_level)
-    session.with_app(lambda app: _status(session, app, sync))
+    session.with_app(lambda app: _conflicts(session, app, sync) if conflicts else _status(session, app, sync))
+
+
+async def _conflicts(session: Session, app: App, name: str | None) -> int:
+    from shared.cli.conflicts import show_conflicts
+
+    return await show_conflicts(session, app, chosen(app.config, [name]) if name else list(app.config.syncs.values()))
 
 
 async def _status(session: Session, app: App, name: str | None) -> int:
@@ -73,6 +82,9 @@ async def _status(session: Session, app: App, name: str | None) -> int:
     for document in documents:
         if document["objects"]["failed"]:
             session.out.line(f"`{session.command('replay ' + document['sync_id'])}` tries again what failed.")
+        if document["objects"]["conflict"]:
+            command = session.command(f"status {document['sync_id']} --conflicts")
+            session.out.line(f"`{command}` lists what is in conflict.")
     return FINE
 
 
@@ -213,7 +225,7 @@ async def _history(
     since: datetime | str | None,
     limit: int,
 ) -> int:
-    from shared.history import history_columns
+    from shared.history import history_document
 
     rows: list[HistoryRow] = []
     cursor: str | None = None
@@ -231,7 +243,7 @@ async def _history(
         if cursor is None or len(rows) >= limit:
             break
     if session.out.as_json:
-        session.out.json({"items": [history_columns(row) for row in rows], "next_cursor": cursor})
+        session.out.json({"items": [history_document(row) for row in rows], "next_cursor": cursor})
         return FINE
     if not rows:
         session.out.line("Nothing so far." if not (path or status or since) else "Nothing matches.")
@@ -257,8 +269,20 @@ def _history_row(row: HistoryRow) -> list[Part]:
         row.target,
         versions,
         (result, STATUS_STYLES.get(result, "")),
-        row.error or "",
+        row.error or _decision(row),
     ]
+
+
+def _decision(row: HistoryRow) -> str:
+    """Of a conflict: which side was taken, and why."""
+    from shared.history import history_document
+
+    detail = history_document(row)["detail"]
+    if detail is None or detail["taken"] is None:
+        return detail["rule"] if detail else ""
+    held = {side["side"]: side["digest"] for side in detail["sides"]}
+    over = ", ".join(side for side, digest in held.items() if digest != held.get(detail["taken"]))
+    return f"{detail['taken']} taken" + (f" over {over}" if over else "") + f": {detail['rule']}"
 
 
 def short(version: str) -> str:

@@ -148,6 +148,9 @@ def _next_steps(session: Session, app: App, ended: Ended) -> list[str]:
         steps.append(f"Next: `{session.command(' '.join(['check', *vaults]))}` says what is missing.")
     elif run.status is RunStatus.CANCELLED:
         steps.append(f"Next: `{session.command(f'sync {run.sync_id}')}` goes on.")
+    if any(state.status is ObjectStatus.CONFLICT for state in ended.unsettled):
+        conflicts = session.command(f"status {run.sync_id} --conflicts")
+        steps.append(f"Next: `{conflicts}` shows what is in conflict, and how to settle it.")
     return steps
 
 

@@ -1,7 +1,8 @@
-"""plan, sync, replay, approve, cancel, pause, resume: what begins a run, goes on with it or ends it."""
+"""plan, sync, replay, resolve, approve, cancel, pause, resume: what begins a run, goes on with it or ends it."""
 
 from __future__ import annotations
 
+import enum
 import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -35,8 +36,15 @@ SyncName = Annotated[str, typer.Argument(metavar="SYNC", show_default=False)]
 RunName = Annotated[str, typer.Argument(metavar="RUN", show_default=False)]
 
 
+class Take(enum.StrEnum):
+    """Of a conflict: the side whose value the others get."""
+
+    SOURCE = "source"
+    TARGET = "target"
+
+
 def register(app: typer.Typer) -> None:
-    for function in (plan, sync, replay, approve, cancel, pause, resume):
+    for function in (plan, sync, replay, resolve, approve, cancel, pause, resume):
         app.command()(function)
 
 
@@ -129,6 +137,35 @@ def replay(
         run = await app.engine.runs.replay(named.id, path)
         _say_if_joined(session, run, active, "its own paths come first; replay again if these still fail")
         return await _carry_out(session, app, [run])
+
+    session.with_app(body)
+
+
+def resolve(
+    context: typer.Context,
+    sync: SyncName,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="The secret, below the source's prefix.")],
+    take: Annotated[Take, typer.Option("--take", help="Whose value all sides get.", show_default=False)],
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--target", metavar="ID", help="Which target, where several differ from the source.", show_default=False
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+    log_level: LevelOption = None,
+) -> None:
+    """Settle a conflict of a two-way sync."""
+    session = begin(context, config, as_json, log_level)
+    if target is not None and take is not Take.TARGET:
+        raise typer.BadParameter("--target goes with --take target only")
+
+    async def body(app: App) -> int:
+        from shared.cli.conflicts import settle
+
+        (named,) = chosen(app.config, [sync])
+        return await settle(session, app, named, path, take, target)
 
     session.with_app(body)
 

@@ -553,8 +553,10 @@ def agreed_part(row: ObjectState, recipe: str) -> Part | None:
 
 
 def contested_of(rows: Iterable[ObjectState]) -> Contested | None:
-    """The conflict that a path's rows tell of: they all tell of the same one."""
-    return next((row.contested for row in rows if row.status is ObjectStatus.CONFLICT and row.contested), None)
+    """The conflict that a path's rows tell of: they all tell of the same one. Rows that have failed since come last, but
+    what a person has decided is kept in them too."""
+    told = [row for row in rows if row.contested is not None]
+    return min(told, key=lambda row: row.status is not ObjectStatus.CONFLICT).contested if told else None
 
 
 def _held(place: Place, found: Found) -> Held:

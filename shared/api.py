@@ -503,7 +503,7 @@ def conflict_json(state: ObjectState) -> ConflictReport:
         # The last row of its history: what is merely noted since, such as a decision, adds none.
         "since": iso(state.history_at),
         "error": state.error,
-        "taken": None if contested is None else contested.take,
+        "decided": None if contested is None else contested.take,
         "sides": [
             {
                 "side": each.side,

@@ -270,7 +270,7 @@ class ConflictReport(Shape):
     since: Time | None
     error: str | None
     """Why nothing was done. One-way: what to do about it as well."""
-    taken: str | None
+    decided: str | None
     """The side that was taken by hand, which a run is about to carry out; null: nobody has decided."""
     sides: list[Held]
     """What they held when the conflict was found. One-way: empty."""

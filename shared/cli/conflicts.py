@@ -75,10 +75,12 @@ def _next_steps(session: Session, sync: Sync, rows: Sequence[ObjectState]) -> It
         replay = session.command(f"replay {sync.id} --path {shlex.quote(rows[0].path)}")
         yield f"`{replay}` looks again, when that is done."
         return
-    taken = _decided(rows)
-    if taken is not None:
-        run = session.command(f"sync {sync.id}")
-        yield f"It was decided to take {_called(taken)}: a run carries it out, or `{run}`."
+    run = session.command(f"sync {sync.id}")
+    begun = next((row.contested.taken for row in rows if row.contested is not None and row.contested.taken), None)
+    if begun is not None:
+        yield f"All sides are being given what {_called(begun)} held; where that broke off, `{run}` goes on."
+    elif decided := _decided(rows):
+        yield f"It was decided to take {_called(decided)}: a run carries it out, or `{run}`."
     yield f"`{session.command(f'resolve {secret} --take source')}`"
     differing = differing_targets(rows)
     if len(set(differing.values())) == 1:

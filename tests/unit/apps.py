@@ -45,6 +45,27 @@ syncs:
     targets: [{{vault: prod, prefix: third/}}]
 """
 
+TWO_WAY = """
+vaults:
+  hub: {{kind: file, path: "{folder}/hub.vault", key: "${{KEY}}"}}
+  prod: {{kind: file, path: "{folder}/prod.vault", key: "${{KEY}}"}}
+  west: {{kind: file, path: "{folder}/west.vault", key: "${{KEY}}"}}
+syncs:
+  both-ways:
+    type: bidirectional
+    source: {{vault: hub, prefix: apps/}}
+    targets: [{{vault: prod}}]
+    conflict: manual
+  wheel:
+    type: bidirectional
+    source: {{vault: hub, prefix: other/}}
+    targets: [{{vault: prod, prefix: other/}}, {{vault: west}}]
+    conflict: manual
+  one-way:
+    source: {{vault: hub, prefix: third/}}
+    targets: [{{vault: prod, prefix: third/}}]
+"""
+
 
 def environment(folder: Path) -> dict[str, str]:
     return {"VAULTFERRY_STORE": f"sqlite:///{folder}/vaultferry.db", "KEY": KEY}
@@ -68,9 +89,7 @@ async def seed(app: App, vault_id: str, values: Mapping[str, str]) -> None:
 
 
 async def contest(app: App, sync_id: str, path: str, **held: str | None) -> None:
-    """Make a sync two-way, and a conflict in it as the engine records it: what each side held (`None`: nothing)."""
-    sync = app.config.syncs[sync_id]
-    object.__setattr__(sync, "type", "bidirectional")
+    """A conflict in a two-way sync as the engine records it: what each side held (`None`: nothing)."""
     sides = tuple(
         Sight(side, f"f-{value}", "3", value and hashlib.sha256(value.encode()).hexdigest(), "2026-01-01T00:00:00Z")
         for side, value in held.items()

@@ -11,39 +11,29 @@ import pytest
 
 from shared.history import Save
 from shared.model import ObjectState, ObjectStatus, RunStatus
-from tests.unit.apps import Client, contest, make_app
+from tests.unit.apps import TWO_WAY, Client, contest, make_app
 
-SYNC = "/syncs/by-hand"
-SEVERAL = """
-vaults:
-  hub: {{kind: file, path: "{folder}/hub.vault", key: "${{KEY}}"}}
-  east: {{kind: file, path: "{folder}/east.vault", key: "${{KEY}}"}}
-  west: {{kind: file, path: "{folder}/west.vault", key: "${{KEY}}"}}
-syncs:
-  by-hand:
-    source: {{vault: hub}}
-    targets: [{{vault: east}}, {{vault: west}}]
-"""
+SYNC = "/syncs/both-ways"
 
 
 @pytest.fixture
 async def client(tmp_path: Path) -> AsyncIterator[Client]:
-    async with make_app(tmp_path) as app:
+    async with make_app(tmp_path, TWO_WAY) as app:
         yield Client(app)
 
 
 async def test_a_conflict_is_listed_with_what_each_side_held(client: Client) -> None:
     assert await client.json("GET", f"{SYNC}/conflicts") == {"items": [], "next_cursor": None}
-    await contest(client.app, "by-hand", "shop/db", source="one", prod="two")
+    await contest(client.app, "both-ways", "shop/db", source="one", prod="two")
     (item,) = (await client.json("GET", f"{SYNC}/conflicts"))["items"]
     sides = {side.pop("side"): side for side in item.pop("sides")}
     assert item.pop("since") is not None
     assert item == {
-        "sync_id": "by-hand",
+        "sync_id": "both-ways",
         "target": "prod",
         "path": "shop/db",
         "error": "changed on several sides (conflict: manual)",
-        "taken": None,
+        "decided": None,
     }
     assert set(sides) == {"source", "prod"}
     assert sides["source"].pop("digest") != sides["prod"].pop("digest")
@@ -52,7 +42,7 @@ async def test_a_conflict_is_listed_with_what_each_side_held(client: Client) -> 
 
 async def test_conflicts_are_paged(client: Client) -> None:
     for path in ("a", "b", "c"):
-        await contest(client.app, "by-hand", path, source="one", prod="two")
+        await contest(client.app, "both-ways", path, source="one", prod="two")
     first = await client.json("GET", f"{SYNC}/conflicts", params={"limit": "2"})
     second = await client.json("GET", f"{SYNC}/conflicts", params={"limit": "2", "cursor": first["next_cursor"]})
     assert [item["path"] for item in first["items"] + second["items"]] == ["a", "b", "c"]
@@ -74,42 +64,41 @@ async def test_bad_query_values_are_told_apart(client: Client, params: dict[str,
 
 
 async def test_a_one_way_sync_lists_its_conflicts_with_what_to_do(client: Client) -> None:
-    row = ObjectState("by-hand", "prod", "db", status=ObjectStatus.CONFLICT, error="delete it by hand")
+    row = ObjectState("one-way", "prod", "db", status=ObjectStatus.CONFLICT, error="delete it by hand")
     await client.app.store.save_objects([Save(row)])
-    (item,) = (await client.json("GET", f"{SYNC}/conflicts"))["items"]
+    (item,) = (await client.json("GET", "/syncs/one-way/conflicts"))["items"]
     assert (item["error"], item["sides"], item["since"]) == ("delete it by hand", [], None)
-    told = await client.json("POST", f"{SYNC}/resolve", 409, body={"path": "db", "take": "source"})
+    told = await client.json("POST", "/syncs/one-way/resolve", 409, body={"path": "db", "take": "source"})
     assert "one-way" in told["detail"]
     assert "delete it by hand" in told["detail"]
 
 
 async def test_a_decision_begins_a_run_and_is_listed_until_that_has_carried_it_out(client: Client) -> None:
-    await contest(client.app, "by-hand", "shop/db", source="one", prod="two")
+    await contest(client.app, "both-ways", "shop/db", source="one", prod="two")
     since = (await client.json("GET", f"{SYNC}/conflicts"))["items"][0]["since"]
     body = {"path": "shop/db", "take": "target"}
     begun = await client.json("POST", f"{SYNC}/resolve", 202, body=body)
     assert begun["status"] == RunStatus.QUEUED
     assert (await client.json("GET", f"/runs/{begun['run_id']}"))["trigger"] == "resolve"
     (item,) = (await client.json("GET", f"{SYNC}/conflicts"))["items"]
-    assert (item["taken"], item["since"]) == ("prod", since)
+    assert (item["decided"], item["since"]) == ("prod", since)
     response = await client.call("POST", f"{SYNC}/resolve", body=body)
     assert (response.status, response.headers["Location"]) == (202, f"/runs/{begun['run_id']}")
     assert json.loads(response.body) == begun
     assert len((await client.app.store.list_runs()).items) == 1
 
 
-async def test_of_several_targets_the_one_that_is_meant_must_be_named(tmp_path: Path) -> None:
-    async with make_app(tmp_path, SEVERAL) as app:
-        client = Client(app)
-        await contest(app, "by-hand", "db", source="one", east="two", west="three")
-        assert [item["target"] for item in (await client.json("GET", f"{SYNC}/conflicts"))["items"]] == ["east", "west"]
-        told = await client.json("POST", f"{SYNC}/resolve", 409, body={"path": "db", "take": "target"})
-        assert "east" in told["detail"]
-        assert "west" in told["detail"]
-        body = {"path": "db", "take": "target", "target": "north"}
-        assert "'north'" in (await client.json("POST", f"{SYNC}/resolve", 404, body=body))["detail"]
-        await client.json("POST", f"{SYNC}/resolve", 202, body=body | {"target": "west"})
-        assert {item["taken"] for item in (await client.json("GET", f"{SYNC}/conflicts"))["items"]} == {"west"}
+async def test_of_several_targets_the_one_that_is_meant_must_be_named(client: Client) -> None:
+    await contest(client.app, "wheel", "db", source="one", prod="two", west="three")
+    listed = await client.json("GET", "/syncs/wheel/conflicts")
+    assert [item["target"] for item in listed["items"]] == ["prod", "west"]
+    told = await client.json("POST", "/syncs/wheel/resolve", 409, body={"path": "db", "take": "target"})
+    assert "prod" in told["detail"]
+    assert "west" in told["detail"]
+    body = {"path": "db", "take": "target", "target": "north"}
+    assert "'north'" in (await client.json("POST", "/syncs/wheel/resolve", 404, body=body))["detail"]
+    await client.json("POST", "/syncs/wheel/resolve", 202, body=body | {"target": "west"})
+    assert {item["decided"] for item in (await client.json("GET", "/syncs/wheel/conflicts"))["items"]} == {"west"}
 
 
 @pytest.mark.parametrize(
@@ -124,13 +113,13 @@ async def test_of_several_targets_the_one_that_is_meant_must_be_named(tmp_path: 
     ],
 )
 async def test_a_bad_decision_is_explained(client: Client, body: Any, told: str) -> None:
-    await contest(client.app, "by-hand", "db", source="one", prod="two")
+    await contest(client.app, "both-ways", "db", source="one", prod="two")
     assert told in (await client.json("POST", f"{SYNC}/resolve", 400, body=body))["detail"]
     assert (await client.app.store.list_runs()).items == []
 
 
 async def test_what_is_not_in_conflict_and_what_there_is_not_are_told_apart(client: Client) -> None:
-    await contest(client.app, "by-hand", "db", source="one", prod="two")
+    await contest(client.app, "both-ways", "db", source="one", prod="two")
     body = {"path": "other", "take": "source"}
     assert "not in conflict" in (await client.json("POST", f"{SYNC}/resolve", 409, body=body))["detail"]
     await client.json("POST", "/syncs/nowhere/resolve", 404, body=body)
@@ -141,7 +130,7 @@ async def test_what_is_not_in_conflict_and_what_there_is_not_are_told_apart(clie
 
 
 async def test_the_history_tells_what_a_conflict_was_about(client: Client) -> None:
-    await contest(client.app, "by-hand", "db", source="one", prod=None)
+    await contest(client.app, "both-ways", "db", source="one", prod=None)
     (row,) = (await client.json("GET", f"{SYNC}/history"))["items"]
     assert (row["action"], row["status"]) == ("conflict", "conflict")
     assert row["detail"]["rule"] == "changed on several sides (conflict: manual)"

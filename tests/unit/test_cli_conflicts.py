@@ -172,9 +172,18 @@ def test_what_was_decided_and_not_carried_out_is_told(here: Here) -> None:
     in_app(here, lambda app: decide(app, "source"))
     told = here.run("status", "--conflicts").out
     assert "It was decided to take the source: a run carries it out, or `vaultferry sync apps`." in told
-    assert here.run("status", "--conflicts", "--json").json["items"][0]["taken"] == "source"
+    assert here.run("status", "--conflicts", "--json").json["items"][0]["decided"] == "source"
     assert here.run("sync", "apps").code == 0
     assert held(here)["east"] == "1"
+
+
+def test_what_a_run_has_begun_to_settle_is_told(here: Here) -> None:
+    sides = (Sight("source", "f", "7", "ab" * 32), Sight("east", "g", "8", "cd" * 32))
+    contested = Contested(sides, taken="east")
+    row = ObjectState("apps", "east", "db", status=ObjectStatus.CONFLICT, contested=contested)
+    in_app(here, lambda app: app.store.save_objects([Save(row)]))
+    told = here.run("status", "--conflicts").out
+    assert "being given what east held; where that broke off, `vaultferry sync apps` goes on" in told
 
 
 def test_a_one_way_sync_lists_its_conflicts_with_what_to_do_about_them(here: Here) -> None:
@@ -188,7 +197,7 @@ def test_a_one_way_sync_lists_its_conflicts_with_what_to_do_about_them(here: Her
     assert told.startswith("copies: db  since ")
     assert "  ! west  'db' was changed in the target" in told
     (item,) = here.run("status", "--conflicts", "--json").json["items"]
-    assert (item["sides"], item["taken"]) == ([], None)
+    assert (item["sides"], item["decided"]) == ([], None)
     assert "delete it by hand" in item["error"]
     refused = here.run("resolve", "copies", "db", "--take", "source")
     assert refused.code == 1
@@ -319,7 +328,7 @@ def test_wrong_use_exits_with_2_and_begins_nothing(here: Here, arguments: list[s
     differ(here, hub="1", east="2")
     here.run("sync", "apps")
     assert here.run("resolve", *arguments).code == 2
-    assert here.run("status", "--conflicts", "--json").json["items"][0]["taken"] is None
+    assert here.run("status", "--conflicts", "--json").json["items"][0]["decided"] is None
 
 
 def test_a_paused_sync_takes_no_decision(here: Here) -> None:

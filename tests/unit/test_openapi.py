@@ -27,7 +27,7 @@ from shared.notices import AuditNotice, GapNotice
 from shared.openapi import OPERATIONS, document
 from tests import http_reference, openapi
 from tests.openapi import closed, operation, problems
-from tests.unit.apps import Client, contest, make_app, seed, working
+from tests.unit.apps import TWO_WAY, Client, contest, make_app, seed, working
 
 ROOT = Path(__file__).resolve().parents[2]
 SYNC = "/syncs/hub-to-prod"
@@ -188,7 +188,9 @@ def test_what_the_relay_sends_is_described(notice: AuditNotice | GapNotice) -> N
 # --- answers ------------------------------------------------------------------------------------------------------
 
 
-async def test_each_answer_that_is_described_is_given(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_answer_that_is_described_is_given(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One tour of all routes: with `hold`, it finds an answer that is described and never given, or given otherwise."""
     seen: set[tuple[str, str, str]] = set()
 
@@ -221,10 +223,13 @@ async def test_each_answer_that_is_described_is_given(client: Client, monkeypatc
     await client.json("POST", f"/runs/{active['run_id']}/cancel")
     await client.json("POST", f"{SYNC}/pause")
     await client.json("POST", f"{SYNC}/resume")
-    await contest(app, "by-hand", "9", source="1", prod=None)
-    assert (await client.json("GET", "/syncs/by-hand/history"))["items"][0]["detail"]["sides"]
-    assert (await client.json("GET", "/syncs/by-hand/conflicts"))["items"][0]["sides"]
-    await client.json("POST", "/syncs/by-hand/resolve", 202, body={"path": "9", "take": "source"})
+    (tmp_path / "two-way").mkdir()
+    async with make_app(tmp_path / "two-way", TWO_WAY) as other:
+        await contest(other, "both-ways", "9", source="1", prod=None)
+        there = Client(other)
+        assert (await there.json("GET", "/syncs/both-ways/history"))["items"][0]["detail"]["sides"]
+        assert (await there.json("GET", "/syncs/both-ways/conflicts"))["items"][0]["sides"]
+        await there.json("POST", "/syncs/both-ways/resolve", 202, body={"path": "9", "take": "source"})
     await client.json("POST", "/events", 202, body={"sync": "hub-to-prod", "path": "9"})
     await client.json("POST", "/audit", 202, body=[{"vaultferry": "gap", "why": "a test"}])
     assert (await client.call("GET", "/health")).status == 200

@@ -52,7 +52,11 @@ async def test_an_object_comes_back_as_it_was_saved(store: Store, clock: Clock, 
     "contested",
     [
         Contested((Sight("source", "f", "3", "d" * 64, "2026-05-01T12:00:00.000000Z"), Sight(TARGET))),
-        Contested((Sight("source", "f"), Sight("zweites/ziel 🔑", digest='it\'s "one"')), take="zweites/ziel 🔑"),
+        Contested(
+            (Sight("source", "f"), Sight("zweites/ziel 🔑", digest='it\'s "one"')),
+            take="zweites/ziel 🔑",
+            taken="source",
+        ),
         Contested(tuple(Sight(f"spoke-{n}", "f" * 400, f"{n}", "d" * 64) for n in range(200)), take="source"),
         Contested(()),
     ],

@@ -80,7 +80,9 @@ class Merge:
 
 
 def merge(source: Side, targets: Sequence[Side], policy: ConflictPolicy, take: str | None = None) -> Merge:
-    """What becomes of a path. `take` is the side that a person has decided for; it lapses where another has moved since."""
+    """What becomes of a path. `take` is the side that a person has decided for; it lapses where another has moved since.
+    Where that side is not among these, nothing is decided until it is.
+    """
     sides = (source, *targets)
     changed = [target for target in targets if target.changed]
     if changed:
@@ -126,7 +128,9 @@ def _decide(
     """The side that wins, and by which rule; or why none does."""
     if take is not None:
         taken = next((side for side in sides if side.id == take), None)
-        if taken is not None and not any(side.moved for side in competing if side.value != taken.value):
+        if not any(side.moved for side in competing if taken is None or side.value != taken.value):
+            if taken is None:
+                return f"{take} was taken by hand, and does not answer"
             return taken, f"{_called(taken)} was taken by hand"
     match policy:
         case ConflictPolicy.SOURCE:
@@ -155,8 +159,13 @@ def _newest(sides: Sequence[Side], parties: Sequence[Side], competing: Sequence[
         return living[0], f"{_called(living[0])} was changed, and deleted elsewhere: a value outlives a deletion"
     times = []
     for party in living:
-        # Where a value was carried to, it bears the time of its carrying: it is as old as where it is the oldest.
-        holders = [(side.changed_at, side.resolution) for side in sides if side.value == party.value]
+        # Where a value was carried to, it bears the time of its carrying: it is as old as where it is the oldest. What a
+        # target holds that has missed a change since is older than all of this, and says nothing.
+        holders = [
+            (side.changed_at, side.resolution)
+            for side in sides
+            if side.value == party.value and (side in competing or side.base == sides[0].value)
+        ]
         known = [(moment, coarse) for moment, coarse in holders if moment is not None and coarse is not None]
         if len(known) < len(holders):
             return f"which change is the newest can not be told: not every side tells times ({_called(party)})"

@@ -318,7 +318,13 @@ class TwoWayWork:
             for seat in self.targets
             if seat.id in looks.held
         ]
-        return merge(side(self.source, None), targets, self.sync.conflict, contested.take if contested else None)
+        take = contested.take if contested else None
+        merged = merge(side(self.source, None), targets, self.sync.conflict, take)
+        if merged.deletes and merged.contested and not self.sync.delete.propagate:
+            # It may not be carried out, so nothing is settled.
+            why = f"{merged.reason}, with a deletion, which delete.propagate forbids"
+            return replace(merged, verdict=Verdict.CONFLICT, reason=why, winner=None)
+        return merged
 
     def _base(self, seat: Seat, row: ObjectState, looks: Looks, source: Held) -> str | None:
         """What a target and the source last agreed on, as a digest of today's key."""

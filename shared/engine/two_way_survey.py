@@ -159,7 +159,7 @@ class TwoWayView:
             return await self._told(path, rows) if run.dry_run else [Change(path, ChangeKind.MERGE, found)]
         if found.verdict is Verdict.SAME:
             return [Change(path, ChangeKind.UNCHANGED, found.reason)]
-        if not found.deletes:
+        if not found.deletes or (found.contested and not self.sync.delete.propagate):
             return await self._told(path, rows) if run.dry_run else [Change(path, ChangeKind.MERGE, found.reason)]
         if not self.sync.delete.propagate:
             return [_kept(path, found)]
@@ -195,7 +195,10 @@ class TwoWayView:
             return f"it could not be looked at on every side ({error.message})"
         found = merge(source, [side for side in seen if side is not None], self.sync.conflict)
         # What was left half-way is looked at whatever fingerprints tell, but for a delete, which is a plan's to count.
-        return f"{doubtful[0]} since the last run" if doubtful and not found.deletes else found
+        return f"{doubtful[0]} since the last run" if doubtful and not self._may_delete(found) else found
+
+    def _may_delete(self, found: Merge) -> bool:
+        return found.deletes and self.sync.delete.propagate
 
     async def _hub_entry(self, path: str) -> Entry | None:
         hub = self._hub_paths.get(path)

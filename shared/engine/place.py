@@ -60,7 +60,8 @@ class Place:
         return Found(secret.entry or Entry(name), self.digester.digest(secret.fields), True, secret)
 
     async def _tombstone(self, name: str) -> Found:
-        if not self.vault.capabilities.compare_and_set:
+        # Where only values tell, what is gone tells nothing.
+        if not self.vault.capabilities.compare_and_set or self.by_value:
             return Found()
         try:
             return Found(await self.vault.describe_secret(name))

@@ -17,6 +17,7 @@ import posixpath
 import re
 import uuid
 from collections.abc import Callable
+from email.utils import formatdate
 from typing import Any
 from urllib.parse import unquote
 
@@ -122,6 +123,12 @@ class VaultSandbox(SandboxServer, VaultState):
         return "other"
 
     async def _serve(self, request: web.Request) -> web.Response:
+        answer = await self._respond(request)
+        # What a client takes for this server's clock: it tells by it what has expired.
+        answer.headers["Date"] = formatdate(self.now() / 1e9, usegmt=True)
+        return answer
+
+    async def _respond(self, request: web.Request) -> web.Response:
         raw_path, _, query = request.raw_path.partition("?")
         if _UNCLEAN.search(raw_path):
             clean = posixpath.normpath("/" + raw_path.lstrip("/")) + ("/" if raw_path.endswith("/") else "")

@@ -144,3 +144,8 @@ def one_way(*targets: str | Target, **options: object) -> Sync:
     """A sync called `s` from the vault `source` to the vaults named (default: `target`)."""
     chosen = tuple(t if isinstance(t, Target) else Target(id=t, vault=t) for t in targets or ("target",))
     return Sync(**{"id": "s", "source": Source("source"), "targets": chosen, **options})  # type: ignore[arg-type]
+
+
+def two_way(*targets: str | Target, **options: object) -> Sync:
+    """A sync called `s` between the vault `source` and the vaults named (default: `target`), both ways."""
+    return one_way(*targets, **{"type": "bidirectional", **options})

@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from shared.errors import Refused
 from shared.model import SOURCE_SIDE, ObjectState, ObjectStatus, Sight, Sync
 
+RESOLVE = "resolve"
+"""The trigger of a run that carries a decision out."""
+
 
 def unsettled(rows: Sequence[ObjectState]) -> list[ObjectState]:
     """Those of a path's rows that tell of its conflict."""
@@ -43,10 +46,11 @@ def taken_side(sync: Sync, path: str, rows: Sequence[ObjectState], take: str, ta
 
 
 def differing_targets(rows: Sequence[ObjectState]) -> dict[str, str | None]:
-    """The targets that held another value than the source when the conflict was found, with the digests of those."""
+    """The targets in conflict that held another value than the source when it was found, with the digests of those."""
+    parties = {row.target for row in unsettled(rows)}
     sights = {sight.side: sight for sight in sights_of(rows)}
     source = sights.pop(SOURCE_SIDE).digest if SOURCE_SIDE in sights else None
-    return {side: sight.digest for side, sight in sights.items() if sight.digest != source}
+    return {side: sight.digest for side, sight in sights.items() if side in parties and sight.digest != source}
 
 
 def sights_of(rows: Sequence[ObjectState]) -> tuple[Sight, ...]:

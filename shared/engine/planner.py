@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from shared import jobs
+from shared.engine.by_hand import RESOLVE
 from shared.engine.delete_window import recent_deletes
 from shared.engine.document import PlanDocument, item_of
 from shared.engine.field_changes import look_closer
@@ -117,7 +118,8 @@ class Planner:
         else:
             run = await self._store.get_run(job.run)
             if error.transient and run is not None and not run.dry_run and not carries_out_plan(run):
-                if run.paths is None:
+                # A replay's paths are told from the rest by their rows; those of a decision are not.
+                if run.paths is None or run.trigger == RESOLVE:
                     await self._runs.recover(sync.id)
                 # The queues are those of written vaults: any of them does for a probe, which asks the source as well.
                 await self._prober.schedule(sync.units[0].vault)

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from shared import jobs
-from shared.engine.by_hand import taken_side, unsettled
+from shared.engine.by_hand import RESOLVE, taken_side, unsettled
 from shared.engine.document import PlanDocument
 from shared.engine.installation import Installation
 from shared.engine.saved_plan import TRIGGER as PLAN_TRIGGER
@@ -157,11 +157,11 @@ class Runs:
 
     async def _carry_out(self, sync_id: str, path: str) -> Run:
         """Begin a run for a path whose row was just changed, or see to it that one follows the run that is on its way."""
-        run = await self.start(sync_id, trigger="resolve", paths=[path])
+        run = await self.start(sync_id, trigger=RESOLVE, paths=[path])
         if run.status is RunStatus.QUEUED and run.paths is not None and path in run.paths:
             return run
         # What is on its way may have passed this path already.
-        await self.rerun(sync_id, "resolve")
+        await self.rerun(sync_id, RESOLVE)
         following = (await self._store.get_control(sync_id)).active_run
         return (await self._store.get_run(following) if following else None) or run
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from shared.model import DeletePolicy, Entry, ObjectState, ObjectStatus, Part
-from shared.plan import ChangeKind, compare, first_look, gone, guard, leftovers
+from shared.plan import ChangeKind, Trace, compare, first_look, gone, guard, has_moved, leftovers
 
 PART = Part("n", fingerprint="t1", digest="d")
 STATE = ObjectState("s", "t", "p", (PART,), source_fingerprint="s1", recipe="r", status=ObjectStatus.IN_SYNC)
@@ -93,3 +93,23 @@ def test_leftovers_are_owned_names_that_nobody_asks_for() -> None:
 )
 def test_the_guard_blocks_beyond_both_limits(owned: int, deletes: int, blocked: bool) -> None:
     assert (guard(DeletePolicy(max_percent=25, min_count=5), owned, deletes) is not None) == blocked
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "moved"),
+    [
+        (None, None, False),
+        (None, Trace("f"), True),
+        (Trace("f"), None, True),
+        (Trace("f", "1", "d"), Trace("f", "1", "d"), False),
+        (Trace("f", "1", "d"), Trace("g", "2", "d"), True),
+        (Trace("f"), Trace("f"), False),
+        # A young secret has no fingerprint yet, and an old one has.
+        (Trace(None, "1", "d"), Trace("f", "1", "d"), False),
+        (Trace(None, "1", "d"), Trace("f", "1", "e"), True),
+        (Trace("f", "1", "d"), Trace(None, "1", "d"), False),
+        (Trace(), Trace(), True),
+    ],
+)
+def test_whether_a_name_holds_another_value(before: Trace | None, now: Trace | None, moved: bool) -> None:
+    assert has_moved(before, now) is moved

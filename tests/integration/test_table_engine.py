@@ -19,7 +19,7 @@ from shared.errors import Refused, Unavailable
 from shared.histories.table_storage import TableStore
 from shared.host_settings import HostSettings
 from shared.jobs import Message
-from shared.model import DeletePolicy, ObjectStatus, RetryPolicy, Run, RunStatus, Sync
+from shared.model import Action, ConflictPolicy, DeletePolicy, ObjectStatus, RetryPolicy, Run, RunStatus, Sync, Target
 from shared.queue_loop import QueueLoop
 from shared.queues.storage_queue import StorageQueues
 from shared.vault import Capabilities, FingerprintCost
@@ -349,3 +349,29 @@ async def test_a_plan_of_many_pages_is_read_whole_by_another_process(ground: Gro
     assert [item["path"] for item in plan["items"]] == sorted(ground.source.kept)
     assert {item["change"] for item in plan["items"]} == {"create"}
     assert ground.target.values() == {}
+
+
+async def test_a_decision_told_to_two_processes_at_once_is_carried_out_once(ground: Ground) -> None:
+    """Of two decisions one has the last word, on all sides."""
+    spokes = tuple(Target(name, name) for name in ("target", "west"))
+    ground.syncs["s"] = replace(one_way(), type="bidirectional", targets=spokes, conflict=ConflictPolicy.MANUAL)
+    worlds = [ground.world(process) for process in range(PROCESSES)]
+    west = MemoryVault("west", KV2)
+    for world in worlds:
+        world.vaults["west"] = west
+    values = {}
+    for vault in (ground.source, ground.target, west):
+        vault.put("db", vault.id)
+        values[vault.id] = {"db": {"value": vault.id}}
+    assert (await worlds[0].sync()).conflicts == 1
+    told = ("source", None), ("target", "west")
+    begun = await asyncio.gather(
+        *(w.engine.runs.resolve("s", "db", *each) for w, each in zip(worlds, told, strict=True))
+    )
+    assert len({run.run_id for run in begun}) == 1
+    await worlds[1].drain(copies=2)
+    assert ground.source.values() == ground.target.values() == west.values()
+    assert west.values() in (values["source"], values["west"])
+    assert [row async for row in worlds[0].store.list_objects("s", status=ObjectStatus.CONFLICT)] == []
+    page = await worlds[1].store.page_history("s", path="db")
+    assert [row.detail is None for row in page.items if row.action is Action.RESOLVE] == [False, False]

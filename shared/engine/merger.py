@@ -161,14 +161,7 @@ class Merger:
         claimed = await self._claim(work, before, now, results)
 
         async def one(path: str) -> Ended:
-            if results.hopeless is not None:
-                return Ended(error=results.hopeless)
-            ended = await work.run(op, path, before[path], claimed[path], now + CLAIM, told.get(path))
-            if ended.error is None:
-                results.failures.clear()
-            else:
-                results.failures.append(ended.error)
-            return ended
+            return await work.run(op, path, before[path], claimed[path], now + CLAIM, told.get(path))
 
         ended = await asyncio.gather(*(one(path) for path in claimed), return_exceptions=True)
         saves: list[Save] = []

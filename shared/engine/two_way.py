@@ -15,6 +15,7 @@ from datetime import datetime, timedelta
 
 from shared.engine.path_work import forgotten
 from shared.engine.place import Found, Place
+from shared.engine.settling import DOWN_AFTER
 from shared.errors import Conflict, SecretNotFound, Unavailable, VaultError
 from shared.history import Save, Store
 from shared.mapping import Mapper, short_hash
@@ -147,6 +148,8 @@ class TwoWayWork:
     """None: the job is an event's, and belongs to no run."""
     attempt: int
     clock: Callable[[], datetime]
+    failures: dict[str, list[VaultError]] = field(default_factory=dict)
+    """By side: what it could not be looked at for, in a row, without an answer in between."""
 
     @property
     def final(self) -> bool:
@@ -186,12 +189,20 @@ class TwoWayWork:
         looks = Looks(errors=dict(self.silent))
 
         async def one(seat: Seat) -> None:
+            failures = self.failures.setdefault(seat.id, [])
+            if len(failures) >= DOWN_AFTER:
+                # It is down: the others are not kept waiting for it, path after path.
+                looks.errors[seat.id] = failures[-1]
+                return
             try:
                 looks.names[seat.id] = name = seat.name(path)
                 found = await seat.place.look(name)
             except VaultError as error:
                 looks.errors[seat.id] = error
+                if error.transient:
+                    failures.append(error)
                 return
+            failures.clear()
             looks.found[seat.id] = found
             if found.live and found.digest is None:
                 looks.closed.add(seat.id)

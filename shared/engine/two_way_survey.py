@@ -155,24 +155,18 @@ class TwoWayView:
             return [Change(path, ChangeKind.SKIP, "disabled in the source: left as it is on all sides")]
         rows = self.rows(path)
         found = await self._due(path, rows)
-        if isinstance(found, str):
-            return await self._told(path, rows) if run.dry_run else [Change(path, ChangeKind.MERGE, found)]
-        if found.verdict is Verdict.SAME:
+        if isinstance(found, Merge) and found.verdict is Verdict.SAME:
             return [Change(path, ChangeKind.UNCHANGED, found.reason)]
-        if not found.deletes or (found.contested and not self.sync.delete.propagate):
-            return await self._told(path, rows) if run.dry_run else [Change(path, ChangeKind.MERGE, found.reason)]
-        if not self.sync.delete.propagate:
+        if run.dry_run:
+            return await self._told(path, rows)
+        if isinstance(found, str):
+            return [Change(path, ChangeKind.MERGE, found)]
+        if self._may_delete(found):
+            self._gone[path] = [Change(path, ChangeKind.DELETE, found.reason)]
+            return []
+        if found.deletes and not found.contested:
             return [_kept(path, found)]
-        self._gone[path] = [
-            Change(path, ChangeKind.DELETE, found.reason, (name,), side=side) for side, name in self._holders(path)
-        ]
-        return []
-
-    def _holders(self, path: str) -> list[tuple[str, str]]:
-        """The sides that list a path, and what it is called there."""
-        hub = self._hub_paths.get(path)
-        found = [] if hub is None else [(SOURCE_SIDE, self.source.entries[hub].name)]
-        return found + [(side, listed[path].name) for side, listed in self._listed.items() if path in listed]
+        return [Change(path, ChangeKind.MERGE, found.reason)]
 
     async def _due(self, path: str, rows: Mapping[str, ObjectState]) -> Merge | str:
         """What fingerprints tell of a path, or why only its values can."""
@@ -272,7 +266,9 @@ class TwoWayView:
                 why = "disabled in the source: left as it is on all sides"
                 return [Change(path, ChangeKind.SKIP, why)]
             changes += self._changes(path, merged, looks)
-        return changes or [Change(path, ChangeKind.UNCHANGED, merged.reason)]
+        if changes or path in self._gone:
+            return changes
+        return [Change(path, ChangeKind.UNCHANGED, merged.reason)]
 
     def _changes(self, path: str, merged: Merge, looks: Looks) -> list[Change]:
         if merged.verdict is Verdict.CONFLICT:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import cached_property
 from typing import Any
 
 from shared.engine.document import read_whole_plan
@@ -82,13 +83,20 @@ class SavedPlan:
         """What can not be carried, and is not tried."""
         return [item for item in self.items if item["target"] == target_id and _kind(item).sign == "!"]
 
-    def bases(self, target_id: str, op: Op) -> dict[str, Basis]:
-        """By path: what each job of this sort must find."""
-        return {
-            item["path"]: _basis(item["basis"])
-            for item in self.items
-            if item["target"] == target_id and _kind(item).op is op and item["basis"] is not None
-        }
+    def bases(self, target_id: str, op: Op, paths: Iterable[str]) -> dict[str, Basis]:
+        """By path: what a job of this sort must find."""
+        items = self._by_op.get((target_id, op), {})
+        return {path: _basis(items[path]["basis"]) for path in paths if path in items}
+
+    @cached_property
+    def _by_op(self) -> dict[tuple[str, Op], dict[str, Mapping[str, Any]]]:
+        # Once for all jobs: each has a few of the paths only.
+        found: dict[tuple[str, Op], dict[str, Mapping[str, Any]]] = {}
+        for item in self.items:
+            op = _kind(item).op
+            if op is not None and item["basis"] is not None:
+                found.setdefault((item["target"], op), {})[item["path"]] = item
+        return found
 
 
 class SavedPlans:

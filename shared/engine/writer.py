@@ -96,7 +96,7 @@ class Writer:
         try:
             work = await self._settler.work(sync, target, run.run_id, job.attempt)
             if carries_out_plan(run):
-                work = PlannedWork.of(work, (await self._plans.get(run.run_id)).bases(target.id, chunk.op))
+                work = PlannedWork.of(work, (await self._plans.get(run.run_id)).bases(target.id, chunk.op, paths))
         except (VaultError, ConfigError) as error:
             await self._settler.unopened(sync, target, paths, error, results, run_id=run.run_id, attempt=job.attempt)
             return results

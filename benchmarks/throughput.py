@@ -102,7 +102,7 @@ async def bare_unchanged(source: Bare, target: Bare, count: int) -> float:
     return time.perf_counter() - begin
 
 
-async def drive(engine: Engine, queues: SqliteQueues, run: Run) -> Run:
+async def drive(engine: Engine, queues: SqliteQueues, run: Run, written: str = "target") -> Run:
     """Deliver jobs until the run has ended, as `vaultferry sync` does."""
     ended = asyncio.Event()
 
@@ -111,7 +111,7 @@ async def drive(engine: Engine, queues: SqliteQueues, run: Run) -> Run:
         if not (await engine.runs.view(run.run_id)).status.active:
             ended.set()
 
-    loops = [QueueLoop(queues, name, handle) for name in (jobs.PLAN_QUEUE, jobs.write_queue("target"))]
+    loops = [QueueLoop(queues, name, handle) for name in (jobs.PLAN_QUEUE, jobs.write_queue(written))]
     for loop in loops:
         loop.start()
     await ended.wait()

@@ -14,7 +14,7 @@ import pytest
 from shared import jobs
 from shared.azure_storage import table_service
 from shared.engine import Engine
-from shared.engine.document import read_plan
+from shared.engine.document import read_plan, read_whole_plan
 from shared.errors import Refused, Unavailable
 from shared.histories.table_storage import TableStore
 from shared.host_settings import HostSettings
@@ -349,6 +349,25 @@ async def test_a_plan_of_many_pages_is_read_whole_by_another_process(ground: Gro
     assert [item["path"] for item in plan["items"]] == sorted(ground.source.kept)
     assert {item["change"] for item in plan["items"]} == {"create"}
     assert ground.target.values() == {}
+
+
+async def test_a_plan_of_many_pages_is_carried_out_by_two_processes_exactly_once(ground: Ground) -> None:
+    one, other = ground.world(0), ground.world(1)
+    for n in range(1200):
+        ground.source.put(f"a-rather-long-folder-name/of-a-team/service-{n:04}", "1")
+    plan = await read_whole_plan(other.store, (await one.sync(dry_run=True)).run_id)
+    run = await one.engine.runs.start("s", trigger="manual", plan=plan)
+    engines = [one.engine, other.engine]
+    while ground.queues.messages:
+        message = ground.queues.messages.pop(0)
+        for engine in engines:
+            await engine.handle(message[1])
+    ended = await other.engine.runs.view(run.run_id)
+    assert (ended.status, ended.written, len(ground.target.writes)) == (RunStatus.SUCCEEDED, 1200, 1200)
+    again = await one.engine.runs.start("s", trigger="manual", plan=plan)
+    await one.drain()
+    assert (await one.engine.runs.view(again.run_id)).status is RunStatus.FAILED
+    assert len(ground.target.writes) == 1200
 
 
 async def test_a_decision_told_to_two_processes_at_once_is_carried_out_once(ground: Ground) -> None:

@@ -192,6 +192,23 @@ def test_a_plan_says_all_that_is_done(here: Here, option: str) -> None:
     assert here.run("sync", "--plan", "some.file", option).code == 2
 
 
+def test_a_plan_of_a_two_way_sync_is_shown_by_side_and_not_saved(here: Here) -> None:
+    here.configure(CONFIG.replace("    source: {vault", "    type: bidirectional\n    source: {vault"))
+    here.put({"apps/here": {"user": "u", "password": "canary"}})
+    here.put({"there": {"value": "canary"}}, "target")
+    ended = here.run("plan", "--out", "two.plan")
+    title, here_line, fields, there_line, summary = ended.out.splitlines()
+    assert title == "apps: source ⇄ target"
+    assert here_line.startswith("  + here   → target  ")
+    assert fields == "      + password, user"
+    assert there_line.startswith("  + there  → source  ")
+    assert summary == "Plan: 2 to create; 0 unchanged."
+    assert ended.code == 1
+    assert "the plan is not saved: a plan of a two-way sync can not be carried out later" in ended.err
+    assert not (here.path / "two.plan").exists()
+    assert problems(REPORT, here.run("plan", "--json").json) == []
+
+
 # --- by the schema --------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 
 from shared.errors import AccessDenied, InvalidSecret, SecretNotFound, Unavailable
 from shared.mapping import Digester
+from shared.metadata import content
 from shared.model import Entry, Expect, Part, Secret
+from shared.rules import MetadataRules
 from shared.vault import FingerprintCost, Vault
 
 
@@ -32,17 +34,23 @@ class Place:
     digester: Digester
     owner: str | None = None
     """What marks a secret as written by this sync, on vaults with tags."""
+    metadata: MetadataRules = field(default_factory=MetadataRules)
+    """What is compared besides fields."""
 
     @property
     def by_value(self) -> bool:
         return self.vault.capabilities.fingerprint is FingerprintCost.VALUE
 
-    async def look(self, name: str) -> Found:
-        """Read what a name holds now. Raises AccessDenied and Unavailable."""
+    async def look(self, name: str, *, tombstones: bool = True) -> Found:
+        """Read what a name holds now. Raises AccessDenied and Unavailable.
+
+        Where nothing is, a vault that compares and sets is asked for what is left of it, unless `tombstones` are none of
+        the caller's concern: a write that expects nothing there tells as well.
+        """
         try:
             secret = await self.vault.get_secret(name)
         except SecretNotFound:
-            return await self._tombstone(name)
+            return await self._tombstone(name) if tombstones else Found()
         except AccessDenied:
             if self.by_value:
                 raise
@@ -57,7 +65,7 @@ class Place:
         except InvalidSecret:
             # It is there, and is nothing that we could have written.
             return Found(Entry(name), None, True) if self.vault.capabilities.fields else Found(None, None, True)
-        return Found(secret.entry or Entry(name), self.digester.digest(secret.fields), True, secret)
+        return Found(secret.entry or Entry(name), self.digest(secret), True, secret)
 
     async def _tombstone(self, name: str) -> Found:
         # Where only values tell, what is gone tells nothing.
@@ -90,6 +98,10 @@ class Place:
         """A name that holds what `digest` tells, to be remembered."""
         fingerprint = f"{self.digester.key_id}:{stored}" if self.by_value else entry.fingerprint
         return Part(name, fingerprint, entry.version, digest, intended=stored if stored != digest else None)
+
+    def digest(self, secret: Secret) -> str:
+        """Equal ones mean that nothing is to be carried. Raises InvalidSecret for what is not JSON."""
+        return self.digester.digest(content(self.metadata, secret))
 
     def fingerprint(self, secret: Secret) -> str | None:
         """What tells this value of a vault from its next one."""

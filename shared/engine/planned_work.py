@@ -27,8 +27,8 @@ class _PlannedPlace(Place):
     ours: Mapping[str, Collection[str]] = field(default_factory=dict)
     """By name: digests of what this job was about to write."""
 
-    async def look(self, name: str) -> Found:
-        found = await look_or_describe(Place(self.vault, self.digester, self.owner), name)
+    async def look(self, name: str, *, tombstones: bool = True) -> Found:
+        found = await look_or_describe(Place(self.vault, self.digester, self.owner, self.metadata), name)
         if found.live and found.digest is not None and found.digest in self.ours.get(name, ()):
             return found
         if name not in self.planned or has_moved(self.planned[name], trace_of(self, found)):
@@ -51,7 +51,7 @@ class PlannedWork(PathWork):
     @cached_property
     def place(self) -> Place:
         names = {name: trace for basis in self.planned.values() for name, trace in basis.target.items()}
-        return _PlannedPlace(self.vault, self.digester, self.owner, names, self.ours)
+        return _PlannedPlace(self.vault, self.digester, self.owner, self.target.metadata, names, self.ours)
 
     def is_certain(self, op: Op, before: ObjectState) -> bool:
         # What the row tells is older than the plan.

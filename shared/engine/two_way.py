@@ -120,6 +120,8 @@ class _Path:
     until: datetime
     """When the claim on it runs out."""
     told: Told | None
+    again: bool = False
+    """A write has met something that the look before it did not see."""
     given: dict[str, str | None] = field(default_factory=dict)
     """By target: what it and the source have in common by this job's doing, whatever happened to either since."""
     written: set[str] = field(default_factory=set)
@@ -161,19 +163,19 @@ class TwoWayWork:
         op: Op,
         path: str,
         before: Mapping[str, ObjectState],
-        rows: Mapping[str, ObjectState],
+        rows: dict[str, ObjectState],
         until: datetime,
         told: Told | None = None,
     ) -> Ended:
         """Settle a path. `before` are its rows by target as they were, `rows` as they are now that one of them is claimed
-        `until` then. Raises only what is no VaultError."""
+        `until` then, and are kept up to date. Raises only what is no VaultError."""
         last: Exception | None = None
-        job = _Path(op, path, before, dict(rows), until, told)
+        job = _Path(op, path, before, rows, until, told)
         for _ in range(ROUNDS):
             try:
                 return await self._once(job)
             except (Conflict, _Moved) as error:
-                last = error
+                last, job.again = error, True
             except _OutOfTime:
                 return Ended(busy=True)
         why = f"somebody else keeps writing it{f' ({last})' if isinstance(last, VaultError) else ''}"
@@ -184,7 +186,7 @@ class TwoWayWork:
         looks = await self.look(path)
         return (self._merge(before, looks, {}) if SOURCE_SIDE in looks.held else None), looks
 
-    async def look(self, path: str) -> Looks:
+    async def look(self, path: str, *, tombstones: bool = False) -> Looks:
         """Read all sides, at once."""
         looks = Looks(errors=dict(self.silent))
 
@@ -196,7 +198,7 @@ class TwoWayWork:
                 return
             try:
                 looks.names[seat.id] = name = seat.name(path)
-                found = await seat.place.look(name)
+                found = await seat.place.look(name, tombstones=tombstones)
             except VaultError as error:
                 looks.errors[seat.id] = error
                 if error.transient:
@@ -215,7 +217,7 @@ class TwoWayWork:
     # one round --------------------------------------------------------------------------------------------------------
 
     async def _once(self, job: _Path) -> Ended:
-        looks = await self.look(job.path)
+        looks = await self.look(job.path, tombstones=job.again)
         if lagging := self._lagging(job, looks):
             return self._later(job, lagging)
         if SOURCE_SIDE in looks.errors:

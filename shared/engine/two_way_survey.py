@@ -8,6 +8,7 @@ for a person reads them too.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 
@@ -75,14 +76,23 @@ class TwoWayView:
         await asyncio.gather(*(self._list(seat) for seat in self.work.targets))
         key = self.source.vault.capabilities.names.key
         names: dict[str, str] = {}
-        remembered = [path for path in self._all if why_left_out(self.sync, path) is None and self._is_alive(path)]
+        remembered = [path for path in self._all if why_left_out(self.sync, path) is None and self._is_remembered(path)]
         for path in (*remembered, *self.source.entries, *(p for listed in self._listed.values() for p in listed)):
             names.setdefault(key(path), path)
         self._hub_paths = {names[key(path)]: path for path in self.source.entries}
+        one_here: dict[str, str] = {}
         for side, listed in self._listed.items():
-            self._listed[side] = {names[key(path)]: entry for path, entry in listed.items()}
+            kept: dict[str, Entry] = {}
+            for path, entry in listed.items():
+                other = kept.setdefault(names[key(path)], entry)
+                if other is not entry:
+                    why = (
+                        f"{other.name!r} and {entry.name!r} of {side} are one secret to the source, which ignores case"
+                    )
+                    one_here[names[key(path)]] = why
+            self._listed[side] = kept
         known = set(names.values())
-        refused = {path: why for path in known if (why := self._why_refused(path)) is not None}
+        refused = one_here | {path: why for path in known if (why := self._why_refused(path)) is not None}
         for seat in self.work.targets:
             mapper = seat.mapper
             assert mapper is not None, "a target has one"  # noqa: S101
@@ -92,9 +102,11 @@ class TwoWayView:
         self.naming = Naming({}, refused)
         self.paths = known if self.run.paths is None else known & set(self.run.paths)
 
-    def _is_alive(self, path: str) -> bool:
-        rows = self._all[path].values()
-        return any(row.parts and row.status is not ObjectStatus.DELETED for row in rows)
+    def _is_agreed(self, path: str) -> bool:
+        return any(agreed_part(row, self.work.recipe(row.target)) for row in self._all[path].values())
+
+    def _is_remembered(self, path: str) -> bool:
+        return any(row.status is not ObjectStatus.DELETED for row in self._all[path].values())
 
     async def _list(self, seat: Seat) -> None:
         mapper = seat.mapper
@@ -132,7 +144,7 @@ class TwoWayView:
     @property
     def owned(self) -> int:
         """How many paths several sides hold, by what is remembered."""
-        return sum(self._is_alive(path) for path in self._all)
+        return sum(self._is_agreed(path) for path in self._all)
 
     def guard(self, deletes: int) -> str | None:
         """Why this many deletes, on all sides together, need somebody's approval."""
@@ -187,6 +199,8 @@ class TwoWayView:
             )
         except (AccessDenied, InvalidSecret) as error:
             return f"it could not be looked at on every side ({error.message})"
+        if self._is_remembered(path) and all(side is not None and side.value is None for side in (source, *seen)):
+            return "gone on all sides"
         found = merge(source, [side for side in seen if side is not None], self.sync.conflict)
         # What was left half-way is looked at whatever fingerprints tell, but for a delete, which is a plan's to count.
         return f"{doubtful[0]} since the last run" if doubtful and not self._may_delete(found) else found
@@ -236,14 +250,19 @@ class TwoWayView:
 
     async def look_again(self, paths: Sequence[str]) -> None:
         """Find out which of the paths that an earlier job compared are to be deleted: nobody wrote that down."""
-        due = [path for path in paths if path not in self.naming.refused]
-        await asyncio.gather(*(self.compare(self.run, path) for path in due))
+
+        async def one(path: str) -> None:
+            # What may not be looked at has not been seen to be gone.
+            with contextlib.suppress(AccessDenied, InvalidSecret, Unavailable):
+                await self.compare(self.run, path)
+
+        await asyncio.gather(*(one(path) for path in paths if path not in self.naming.refused))
 
     def missing(self, run: Run) -> list[Change]:
         """What is to be deleted, by side, and what is remembered of paths that the sync does not cover any more."""
         changes = [change for path in sorted(self._gone) for change in self._gone[path]]
         for path in sorted(self._all):
-            if (run.paths is None or path in run.paths) and self._is_alive(path):
+            if (run.paths is None or path in run.paths) and self._is_agreed(path):
                 left_out = why_left_out(self.sync, path)
                 if left_out:
                     changes.append(Change(path, ChangeKind.KEEP, f"{left_out}; left as it is on all sides"))

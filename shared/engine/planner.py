@@ -267,6 +267,8 @@ class Planner:
             return await self._look_one_way(run, sync, target, source, recent)
         states: dict[str, dict[str, ObjectState]] = {}
         async for state in self._store.list_objects(sync.id):
+            if sync.target(state.target) is None:
+                continue  # Of a target that there was once.
             states.setdefault(state.path, {})[state.target] = state
         view = TwoWayView(run, await open_work(self._in, sync, run.run_id, 0), source, states, recent)
         await view.look()

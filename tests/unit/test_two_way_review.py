@@ -1,0 +1,204 @@
+"""Two-way syncs where things go wrong together: what is left behind is told, made up for, and in nobody's way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.engine import Engine, planner
+from shared.errors import AccessDenied, Unavailable
+from shared.model import (
+    ConflictPolicy,
+    DeletePolicy,
+    RetryPolicy,
+    RunStatus,
+    Source,
+)
+from shared.vault import Capabilities, FingerprintCost
+from tests.memory_vault import MemoryVault
+from tests.world import World, two_way, world
+
+KV2 = Capabilities(FingerprintCost.PER_SECRET, compare_and_set=True)
+PLAIN = Capabilities(FingerprintCost.VALUE)
+PROPAGATE = DeletePolicy(propagate=True, max_percent=100)
+HASTY = RetryPolicy(max_retries=1)
+
+
+def memory(w: World, vault_id: str) -> MemoryVault:
+    vault = w.vaults[vault_id]
+    assert isinstance(vault, MemoryVault)
+    return vault
+
+
+def vaults(*ids: str, kind: Capabilities = KV2) -> list[MemoryVault]:
+    return [MemoryVault(each, kind) for each in ids or ("source", "target")]
+
+
+async def rows(w: World) -> dict[tuple[str, str], Any]:
+    return await w.states()
+
+
+async def statuses(w: World) -> dict[str, str]:
+    return {path: str(row.status) for (_, path), row in (await rows(w)).items()}
+
+
+async def test_whoever_runs_out_of_time_after_the_note_leaves_the_path_free(tmp_path: Path) -> None:
+    async with world(tmp_path, vaults(), two_way(conflict=ConflictPolicy.SOURCE)) as w:
+        source, target = memory(w, "source"), memory(w, "target")
+        source.put("a", "1")
+        await w.sync()
+        source.put("a", "2")
+        target.put("a", "3")
+        slow = w.clock
+
+        async def hook(vault: str, operation: str, name: str) -> None:
+            if operation == "get" and vault == "source":
+                slow.advance(seconds=100)
+
+        source.hook = hook
+        await w.engine.runs.start("s", trigger="manual")
+        engine = w.engine
+        await engine.handle(w.queues.messages.pop(0)[1])
+        source.hook = None
+
+        async def late(vault: str, operation: str, name: str) -> None:
+            if operation == "get done":
+                slow.advance(seconds=200)
+
+        target.hook = late
+        await engine.handle(w.queues.messages.pop(0)[1])
+        target.hook = None
+        (row,) = (await rows(w)).values()
+        assert row.claim is None
+        await w.drain()
+        assert target.values() == {"a": {"value": "2"}}
+        assert await w.history() == ["create", "conflict", "update"]
+
+
+async def test_a_defect_after_the_note_leaves_the_path_free(tmp_path: Path) -> None:
+    async with world(tmp_path, vaults(), two_way(conflict=ConflictPolicy.SOURCE)) as w:
+        source, target = memory(w, "source"), memory(w, "target")
+        source.put("a", "1")
+        await w.sync()
+        source.put("a", "2")
+        target.put("a", "3")
+
+        async def hook(vault: str, operation: str, name: str) -> None:
+            if operation == "set":
+                raise RuntimeError("a defect")
+
+        target.hook = hook
+        with pytest.raises(RuntimeError):
+            await w.sync()
+        (row,) = (await rows(w)).values()
+        assert row.claim is None
+
+
+@pytest.mark.parametrize("propagate", [False, True])
+async def test_a_conflict_of_a_first_contact_ends_when_both_sides_delete(tmp_path: Path, propagate: bool) -> None:
+    options = {"conflict": ConflictPolicy.MANUAL, "delete": DeletePolicy(propagate=propagate, max_percent=100)}
+    async with world(tmp_path, vaults(), two_way(**options)) as w:
+        source, target = memory(w, "source"), memory(w, "target")
+        source.put("a", "2")
+        target.put("a", "3")
+        await w.sync()
+        assert await statuses(w) == {"a": "conflict"}
+        source.remove("a")
+        target.remove("a")
+        run = await w.sync()
+        assert await statuses(w) == {"a": "deleted"}
+        assert run.status is RunStatus.SUCCEEDED
+        run = await w.sync()
+        assert run.planned == 0
+
+
+async def test_what_failed_and_is_nowhere_any_more_is_forgotten(tmp_path: Path) -> None:
+    async with world(tmp_path, vaults(), two_way(retry_policy=HASTY)) as w:
+        source, target = memory(w, "source"), memory(w, "target")
+        source.put("a", "2")
+        target.faults.add("set", Unavailable("no", vault="target"), times=100)
+        await w.sync()
+        assert await statuses(w) == {"a": "failed"}
+        source.remove("a")
+        target.faults.queued.clear()
+        await w.sync()
+        assert "failed" not in (await statuses(w)).values()
+
+
+async def test_targets_that_are_not_configured_any_more_do_not_count_for_the_guard(tmp_path: Path) -> None:
+    strict = DeletePolicy(propagate=True, max_percent=25, min_count=0)
+    async with world(tmp_path, vaults("source", "old", "target"), two_way("old", delete=strict)) as w:
+        source = memory(w, "source")
+        for n in range(100):
+            source.put(f"gone{n:03d}", "1")
+        await w.sync()
+        for n in range(100):
+            source.remove(f"gone{n:03d}")
+            memory(w, "old").remove(f"gone{n:03d}")
+        for n in range(4):
+            source.put(f"s{n}", "1")
+        w.syncs["s"] = two_way("target", delete=strict)
+        await w.sync()
+        source.remove("s0")
+        source.remove("s1")
+        run = await w.sync()
+        assert run.status is RunStatus.BLOCKED, "two of four"
+
+
+async def test_what_is_remembered_of_another_place_is_forgotten_when_it_is_not_here(tmp_path: Path) -> None:
+    async with world(tmp_path, vaults(), two_way()) as w:
+        source, target = memory(w, "source"), memory(w, "target")
+        source.put("x/a", "1")
+        w.syncs["s"] = two_way(source=Source("source", "x/"))
+        await w.sync()
+        target.remove("a")
+        w.syncs["s"] = two_way(source=Source("source", "y/"))
+        await w.sync()
+        await w.sync()
+        assert await statuses(w) == {"a": "deleted"}
+
+
+async def test_a_denied_path_does_not_end_a_planning_that_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planner, "SLICE", 2)
+    async with world(tmp_path, vaults(), two_way(delete=PROPAGATE)) as w:
+        source, target = memory(w, "source"), memory(w, "target")
+        for n in range(6):
+            source.put(f"s{n}", "1")
+        await w.sync()
+
+        async def hook(vault: str, operation: str, name: str) -> None:
+            if name == "s0" and operation in ("get", "describe"):
+                raise AccessDenied("no", vault=vault, path=name)
+
+        source.hook = hook
+        target.remove("s1")
+        target.remove("s5")
+        engine = Engine(replace(w.engine.installation, planning_budget=0.0))
+        run = await engine.runs.start("s", trigger="manual")
+        while w.queues.messages:
+            await engine.handle(w.queues.messages.pop(0)[1])
+        ended = await engine.runs.view(run.run_id)
+        assert (ended.deleted, ended.error) == (2, None)
+        assert ended.status is RunStatus.PARTIAL
+
+
+async def test_a_dead_spoke_does_not_hold_up_hundreds(tmp_path: Path) -> None:
+    async with world(tmp_path, vaults("source", "one", "two"), two_way("one", "two")) as w:
+        source, one, two = (memory(w, each) for each in ("source", "one", "two"))
+        for n in range(200):
+            source.put(f"s{n:03d}", "1")
+        two.faults.always = Unavailable("down", vault="two")
+        run = await w.engine.runs.start("s", trigger="manual")
+        await w.engine.handle(w.queues.messages.pop(0)[1])
+        for _ in range(len(w.queues.messages)):
+            await w.engine.handle(w.queues.messages.pop(0)[1])
+        assert len(one.values()) == 200
+        assert two.calls["get"] < 600
+        await w.drain()
+        ended = await w.engine.runs.view(run.run_id)
+        assert ended.failed == 200

@@ -119,7 +119,8 @@ class Merger:
             delay = put_off(sync.retry_policy, failed, job.attempt + 1, log, about)
             await self._again(job, failed, hints, job.attempt + 1, delay)
         if came.down:
-            await self._prober.schedule(job.vault)
+            for vault in sorted(came.silent or {job.vault}):
+                await self._prober.schedule(vault)
         if came.defect is not None:
             raise came.defect
 
@@ -230,6 +231,7 @@ class Merger:
         else:
             results.outcomes[path] = ended.outcome
             results.down = results.down or ended.error is not None
+            results.silent |= ended.silent
             if ended.outcome in (Outcome.FAILED, Outcome.CONFLICT):
                 why = next((save.state.error for save in ended.saves if save.state.error), None)
                 log.warning("%s: %s", ended.outcome.name.lower(), why, extra=extra)

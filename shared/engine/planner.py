@@ -254,8 +254,16 @@ class Planner:
                 behind = sorted(path for path in view.paths if path <= begun_behind)
                 for at in range(0, len(behind), SLICE):
                     await view.look_again(behind[at : at + SLICE])
+            if isinstance(view, TwoWayView) and run.paths is None and not run.dry_run:
+                await self._make_up_for(sync, view)
             await self._emit_deletes(run, view, progress, calls, pages)
         return True
+
+    async def _make_up_for(self, sync: Sync, view: TwoWayView) -> None:
+        """See to it that what a silent side may have changed is looked at when it answers: nobody else tells of it."""
+        for vault in sorted(error.vault for error in view.silent.values() if error.transient):
+            await self._runs.recover(sync.id)
+            await self._prober.schedule(vault)
 
     async def _stopped(self, run: Run) -> bool:
         current = await self._store.get_run(run.run_id)

@@ -48,6 +48,8 @@ class Results:
     """Whose claims had expired before they could be saved."""
     down: bool = False
     """Some failed for good because a vault did not answer: somebody should see when it does."""
+    silent: set[str] = field(default_factory=set)
+    """Of a two-way sync: which vaults these are. Empty: the job's own."""
     defect: Exception | None = None
     """What some ended with that is no vault's answer: their message is to come again, and ends in poison."""
     failures: list[VaultError] = field(default_factory=list)

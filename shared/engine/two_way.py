@@ -105,6 +105,8 @@ class Ended:
     busy: bool = False
     delete: bool = False
     """All that is left to do is to delete, and this job may not."""
+    silent: frozenset[str] = frozenset()
+    """The vaults that did not answer."""
 
 
 @dataclass
@@ -299,7 +301,9 @@ class TwoWayWork:
 
     def _all_failed(self, job: _Path, error: VaultError) -> Ended:
         saves = tuple(self._failed(row, job.before[each], error) for each, row in job.rows.items())
-        return Ended(saves, Outcome.FAILED, error if error.transient else None)
+        if not error.transient:
+            return Ended(saves, Outcome.FAILED)
+        return Ended(saves, Outcome.FAILED, error, silent=frozenset({error.vault}))
 
     def _later(self, job: _Path, error: VaultError) -> Ended:
         if self.final:
@@ -479,7 +483,8 @@ class TwoWayWork:
             outcome = Outcome.ADOPTED
         elif looks.closed:
             outcome = Outcome.SKIPPED
-        return Ended(tuple(saves), outcome, transient, delete=put_off)
+        silent = frozenset(error.vault for error in looks.errors.values() if error.transient)
+        return Ended(tuple(saves), outcome, transient, delete=put_off, silent=silent)
 
     def _agreed(self, merged: Merge, target_id: str, job: _Path, looks: Looks) -> Save:
         """A target holds what the source holds: that is what they agree on from now on."""

@@ -63,7 +63,8 @@ class Writer:
         if sync is not None:
             await self._requeue(job, sync, results.later)
         if results.down:
-            await self._prober.schedule(job.vault)
+            for vault in sorted(results.silent or {job.vault}):
+                await self._prober.schedule(vault)
         if results.defect is not None:
             raise results.defect
         await self._runs.finish_if_done(job.run)

@@ -17,6 +17,7 @@ from shared.model import (
     RunStatus,
     Source,
 )
+from shared.notices import GapNotice
 from shared.vault import Capabilities, FingerprintCost
 from tests.memory_vault import MemoryVault
 from tests.world import World, two_way, world
@@ -202,3 +203,51 @@ async def test_a_dead_spoke_does_not_hold_up_hundreds(tmp_path: Path) -> None:
         await w.drain()
         ended = await w.engine.runs.view(run.run_id)
         assert ended.failed == 200
+
+
+async def test_what_a_spoke_changed_while_it_could_not_be_listed_is_made_up_for(tmp_path: Path) -> None:
+    async with world(tmp_path, vaults("source", "one", "two"), two_way("one", "two", retry_policy=HASTY)) as w:
+        source, two = memory(w, "source"), memory(w, "two")
+        source.put("a", "1")
+        await w.sync()
+        two.put("a", "2")
+        two.faults.always = Unavailable("down", vault="two")
+        await w.engine.events.take([GapNotice(None)])
+        await w.drain()
+        two.faults.always = None
+        for _ in range(20):
+            if not w.queues.messages:
+                break
+            _, body, delay = w.queues.messages.pop(0)
+            w.clock.advance(seconds=delay)
+            await w.engine.handle(body)
+        assert source.values() == {"a": {"value": "2"}}
+
+
+async def test_a_dead_spoke_is_asked_before_anything_is_replayed(tmp_path: Path) -> None:
+    async with world(tmp_path, vaults("source", "one", "two"), two_way("one", "two", retry_policy=HASTY)) as w:
+        source, two = memory(w, "source"), memory(w, "two")
+        source.put("a", "1")
+        await w.sync()
+        source.put("a", "2")
+        two.faults.always = Unavailable("down", vault="two")
+        await w.sync()
+        delays = []
+        for _ in range(60):
+            if not w.queues.messages:
+                break
+            _, body, delay = w.queues.messages.pop(0)
+            w.clock.advance(seconds=delay)
+            if '"job":"probe"' in body:
+                delays.append(delay)
+            await w.engine.handle(body)
+            if len(delays) == 5:
+                break
+        page = await w.store.list_runs("s", limit=100)
+        assert (len(page.items), delays) == (2, [30, 60, 120, 240, 480])
+        two.faults.always = None
+        _, body, _ = w.queues.messages.pop(0)
+        await w.engine.handle(body)
+        await w.drain()
+        assert two.values() == {"a": {"value": "2"}}
+        assert not w.queues.messages

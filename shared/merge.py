@@ -95,7 +95,8 @@ def merge(source: Side, targets: Sequence[Side], policy: ConflictPolicy, take: s
     # Whoever holds the source's value too is no party of its own: the source speaks for it.
     parties = [side for at, side in enumerate(competing) if side.value not in {one.value for one in competing[:at]}]
     if len(parties) == 1:
-        return _carry(parties[0], sides, _why(parties[0], competing))
+        first = all(target.base is None for target in targets)
+        return _carry(parties[0], sides, _why(parties[0], competing, first))
     contested = tuple(side.id for side in competing)
     settled = _decide(sides, parties, competing, policy, take)
     if isinstance(settled, str):
@@ -109,13 +110,14 @@ def _carry(winner: Side, sides: Sequence[Side], why: str) -> Merge:
     return Merge(Verdict.NOTE if agreed else Verdict.CARRY, why, winner.id, winner.value)
 
 
-def _why(winner: Side, competing: Sequence[Side]) -> str:
+def _why(winner: Side, competing: Sequence[Side], first: bool) -> str:
+    """`first`: no target has anything in common with the source yet."""
     where = "in the source" if winner.id == SOURCE_SIDE else f"in {winner.id}"
     if len(competing) > 1:
-        return "changed in the same way on several sides"
+        return "the same on several sides" if first else "changed in the same way on several sides"
     if winner.value is None:
         return f"gone {where}"
-    return f"changed {where}"
+    return f"new {where}" if first else f"changed {where}"
 
 
 def _decide(

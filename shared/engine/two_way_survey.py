@@ -86,10 +86,8 @@ class TwoWayView:
             for path, entry in listed.items():
                 other = kept.setdefault(names[key(path)], entry)
                 if other is not entry:
-                    why = (
-                        f"{other.name!r} and {entry.name!r} of {side} are one secret to the source, which ignores case"
-                    )
-                    one_here[names[key(path)]] = why
+                    both = f"{other.name!r} and {entry.name!r} of {side}"
+                    one_here[names[key(path)]] = f"{both} are one secret to the source, which ignores case"
             self._listed[side] = kept
         known = set(names.values())
         refused = one_here | {path: why for path in known if (why := self._why_refused(path)) is not None}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from shared.errors import InvalidSecret
 from shared.mapping import Mapper, why_left_out
+from shared.metadata import described
 from shared.model import Fields, NameEncoding, Sync
 from shared.patterns import matching
 from shared.templates import of_path
@@ -62,6 +63,8 @@ def explain(mapper: Mapper, path: str, fields: Fields | None) -> Explanation:
                 names.append(Named(name, (of_field[name],) if name in of_field else tuple(sorted(each.secret.fields))))
     except InvalidSecret as error:
         return Explanation(tuple(dict.fromkeys(told)), (), error.message)
+    if mapper.target.metadata.carry:
+        told.append(Told("metadata.carry", f"{described(mapper.target.metadata)} go with it"))
     return Explanation(tuple(dict.fromkeys(told)), tuple(names))
 
 

@@ -17,7 +17,7 @@ from shared.errors import InvalidSecret, VaultError
 from shared.model import Fields, Granularity, NameEncoding, Secret, Sync, Target, canonical_json
 from shared.name_encoding import decode, encode
 from shared.patterns import matching
-from shared.rules import Encrypt, FieldRules
+from shared.rules import Encrypt, FieldRules, MetadataRules
 from shared.templates import Template, of_path, parse
 from shared.vault import NameRule, check_name
 
@@ -57,7 +57,8 @@ class Mapper:
         self.rule = rule
         self._reversible = target.name_encoding is NameEncoding.REVERSIBLE
         self._template = parse(target.name, PLACEHOLDERS)
-        self._values = _values_recipe(target) if any(field_rules.texts(target.fields)) or target.transform else ""
+        says = any(field_rules.texts(target.fields)) or target.transform or target.metadata != MetadataRules()
+        self._values = _values_recipe(target) if says else ""
         naming = short_hash(
             [
                 FORMAT,
@@ -74,7 +75,7 @@ class Mapper:
         )
         self.recipe = f"{naming}.{self._values}" if self._values else naming
         """Identifies this mapping: a state row with another recipe is due again. What stands before the dot tells of names
-        and fields, what stands behind it of values."""
+        and fields, what stands behind it of values and of what goes with them."""
 
     @property
     def by_field(self) -> bool:
@@ -289,7 +290,11 @@ def _nobody(rule: str, what: str) -> None:
 
 def _values_recipe(target: Target) -> str:
     """Identifies what changes values alone. Dear to compute, for keys and constants of people's choosing are part of it."""
-    return _slow_hash(canonical_json([field_rules.texts(target.fields), transforms.recipe(target.transform)]))
+    says: list[object] = [field_rules.texts(target.fields), transforms.recipe(target.transform)]
+    if target.metadata != MetadataRules():
+        carry = target.metadata
+        says.append({"carry": sorted(carry.carry), "include": carry.include_tags, "exclude": carry.exclude_tags})
+    return _slow_hash(canonical_json(says))
 
 
 @lru_cache(maxsize=256)
@@ -345,13 +350,13 @@ def is_shared_name(error: str | None) -> bool:
 
 
 class Digester:
-    """Keyed digests of fields: equal ones mean equal secrets, and nobody without the key can guess at weak values."""
+    """Keyed digests of what secrets hold: equal ones mean the same, and nobody without the key can guess at weak values."""
 
     def __init__(self, key: str) -> None:
         self._key = key.encode()
         self.key_id = hmac.new(self._key, b"vaultferry digest key id", hashlib.sha256).hexdigest()[:16]
 
-    def digest(self, fields: Fields) -> str:
+    def digest(self, fields: Fields | Sequence[Any]) -> str:
         """HMAC-SHA256 of the canonical JSON, in hex. Raises InvalidSecret for what is not JSON."""
         try:
             data = canonical_json(_as_read_back(fields)).encode()

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
-from shared.rules import FieldRules, Step
+from shared.rules import FieldRules, MetadataRules, Step
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 Fields: TypeAlias = Mapping[str, Any]
@@ -49,7 +49,8 @@ class Secret:
 
     fields: Fields = field(repr=False)
     content_type: str | None = None
-    tags: Mapping[str, str] = field(default_factory=dict, repr=False)
+    tags: Mapping[str, str] | None = field(default=None, repr=False)
+    """In a write, None: nobody asks for any. A vault that keeps them apart from the value leaves them as they are."""
     expires_at: datetime | None = None
     entry: Entry | None = None
     """Set on what was read from a vault."""
@@ -131,6 +132,7 @@ class Target:
     name_encoding: NameEncoding = NameEncoding.READABLE
     fields: FieldRules = field(default_factory=FieldRules)
     transform: tuple[Step, ...] = ()
+    metadata: MetadataRules = field(default_factory=MetadataRules)
 
 
 @dataclass(frozen=True, slots=True)

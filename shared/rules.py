@@ -1,4 +1,5 @@
-"""What a target's configuration says about values: which fields, under which names, changed how. Frozen, no I/O.
+"""What a target's configuration says about values: which fields, under which names, changed how, and which metadata go
+with them. Frozen, no I/O.
 
 The rules for fields come first, in the order of `FieldRules`; then the steps, in the order of the file.
 """
@@ -111,3 +112,25 @@ KEYS: Mapping[type[Step], str] = {
     Decrypt: "decrypt",
 }
 """What each step is called in the file and in messages."""
+
+
+# --- what goes with them ------------------------------------------------------------------------------------------
+
+
+class Aspect(enum.StrEnum):
+    """A kind of metadata, by its name in the file."""
+
+    CONTENT_TYPE = "content_type"
+    EXPIRES = "expires"
+    TAGS = "tags"
+    """Key Vault's tags, KV v2's custom_metadata."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataRules:
+    """What a target gets of a secret besides its fields. By default nothing: what is there is left to its vault."""
+
+    carry: tuple[Aspect, ...] = ()
+    include_tags: tuple[str, ...] = EVERY
+    exclude_tags: tuple[str, ...] = ()
+    """Patterns of names; exclude wins."""

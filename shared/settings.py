@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
+    from shared.rules import Aspect
     from shared.vault import NameRule
 
 
@@ -29,3 +30,7 @@ class VaultSettings(Settings):
     def name_rule(self, resource: str) -> NameRule | None:
         """Which names such a vault takes, the same as its capabilities say once it is open; None: not known before."""
         return None
+
+    def metadata(self, resource: str) -> frozenset[Aspect]:
+        """Which metadata such a vault may hold: its capabilities say it for sure once it is open."""
+        return frozenset()

@@ -26,6 +26,10 @@ from shared.errors import InvalidSecret
 from shared.model import Entry, Expect, Secret
 from shared.notices import Hint, Notice
 from shared.pacing import Pacer
+from shared.rules import Aspect
+
+OWN_TAG = "vaultferry"
+"""The tag that Vaultferry's own mark is kept in, on vaults with tags: never carried, and no part of what is compared."""
 
 
 class FingerprintCost(enum.Enum):
@@ -78,6 +82,8 @@ class Capabilities:
     """False: one string a secret. Several fields are then stored as marked canonical JSON."""
     tags: bool = False
     """Tags ride along with a write, so an owner's mark costs no extra call."""
+    metadata: frozenset[Aspect] = frozenset()
+    """What it reads and writes besides fields. All of it is part of the fingerprint."""
     time_resolution: timedelta | None = None
     """How coarse the times of its entries are; None: it tells none, or none to be relied on."""
     max_bytes: int | None = None
@@ -92,6 +98,8 @@ class Use:
     prefix: str
     write: bool = False
     delete: bool = False
+    metadata: bool = False
+    """Whether metadata are written, too."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,7 +186,8 @@ def uses(config: Config, vault_id: str) -> dict[str, list[Use]]:
             )
         for target in sync.targets:
             if target.vault == vault_id:
-                of_resource[Use(target.prefix, write=True, delete=sync.delete.propagate)] = None
+                carries = bool(target.metadata.carry)
+                of_resource[Use(target.prefix, write=True, delete=sync.delete.propagate, metadata=carries)] = None
     return {resource: list(found) for resource, found in wanted.items() if found} or {"secrets": []}
 
 

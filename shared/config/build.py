@@ -27,9 +27,10 @@ from shared.config.result import Config
 from shared.config.two_way import refusals
 from shared.config.yaml_source import Document, read_document
 from shared.mapping import why_left_out
+from shared.metadata import why_not
 from shared.model import ConflictPolicy, DeletePolicy, Granularity, RetryPolicy, Source, Sync, Target
 from shared.overlaps import Route, find_cycles, find_overlaps
-from shared.rules import Base64, Build, Decrypt, Encrypt, FieldRules, Fill, Form, JsonPick, Step, Trim
+from shared.rules import Base64, Build, Decrypt, Encrypt, FieldRules, Fill, Form, JsonPick, MetadataRules, Step, Trim
 from shared.settings import VaultSettings
 from shared.transforms import read_identities
 
@@ -57,6 +58,7 @@ class _Builder:
             if sync is not None:
                 self.look_for_lacks(sync, configured)
                 self.look_at_ways(sync, configured)
+                self.look_at_metadata(sync, configured)
         self.look_for_clashes([sync for sync in syncs.values() if sync is not None])
         if self.problems or file is None:
             raise InvalidConfig(dict.fromkeys(self.problems))
@@ -142,6 +144,17 @@ class _Builder:
             self.warn(
                 (*place, "conflict"), "says nothing here: only two-way syncs (`type: bidirectional`) have conflicts"
             )
+
+    def look_at_metadata(self, sync: Sync, configured: Mapping[str, VaultSettings | None]) -> None:
+        source = configured.get(sync.source.vault)
+        for index, target in enumerate(sync.targets):
+            settings = configured.get(target.vault)
+            if source is None or settings is None:
+                continue
+            one = (sync.source.vault, source.metadata(sync.source.resource))
+            if why := why_not(target.metadata, one, (target.vault, settings.metadata(sync.source.resource))):
+                place: Place = ("syncs", sync.id, "targets", index, "metadata", "carry")
+                self.report(place, why, "carry only what both keep")
 
     def look_for_clashes(self, syncs: Sequence[Sync]) -> None:
         """Syncs that get in each other's way. What only may be is a warning, and so is what no schedule brings about."""
@@ -250,6 +263,9 @@ def _target(settings: TargetSettings) -> Target:
         settings.name_encoding,
         _field_rules(settings.fields),
         tuple(_step(step) for step in settings.transform),
+        MetadataRules(
+            tuple(settings.metadata.carry), tuple(settings.metadata.include_tags), tuple(settings.metadata.exclude_tags)
+        ),
     )
 
 

@@ -17,7 +17,7 @@ from shared.errors import ConfigError
 from shared.fields import TEMPLATE_FIELD, TEMPLATE_PLACEHOLDERS
 from shared.mapping import PLACEHOLDERS
 from shared.model import Granularity, NameEncoding, OnExisting
-from shared.rules import KEYS, Ends
+from shared.rules import KEYS, Aspect, Ends
 from shared.settings import Settings
 from shared.templates import Template, TemplateError, of_path, parse
 from shared.transforms import FILL_PLACEHOLDERS, check_recipients, read_identities
@@ -252,6 +252,25 @@ class StepSettings(Settings):
         return text
 
 
+class MetadataSettings(Settings):
+    """What is carried beside the fields."""
+
+    carry: list[Aspect] = Field([], description="What goes with the fields; the vaults of both sides must keep it.")
+    include_tags: list[Pattern] = Field(
+        ["**"], min_length=1, description="Names or patterns of the tags that are carried."
+    )
+    exclude_tags: list[Pattern] = Field([], description="Names or patterns of those that are not; exclude wins.")
+
+    @model_validator(mode="after")
+    def _tags_are_carried(self) -> MetadataSettings:
+        if len(set(self.carry)) < len(self.carry):
+            raise invalid("something is named twice", at="carry")
+        for at in ("include_tags", "exclude_tags"):
+            if at in self.model_fields_set and Aspect.TAGS not in self.carry:
+                raise invalid("says nothing here: no tags are carried", "add `tags` to `carry`", at=at)
+        return self
+
+
 class TargetSettings(Settings):
     id: Annotated[str, AfterValidator(_id)] | None = Field(
         None, description="Names this target in the history. Default: the vault's id."
@@ -274,6 +293,11 @@ class TargetSettings(Settings):
     )
     fields: FieldsSettings = Field(FieldsSettings(), description="Which fields it gets, and under which names.")
     transform: list[StepSettings] = Field([], description="What becomes of their values, one step after the other.")
+
+    metadata: MetadataSettings = Field(
+        MetadataSettings(),
+        description="Content type, expiry and tags, where both sides' vaults keep them. Default: none.",
+    )
 
     @model_validator(mode="after")
     def _names_fit_granularity(self) -> TargetSettings:

@@ -9,7 +9,7 @@ from shared.config.problems import Place
 from shared.mapping import PLACEHOLDERS, why_not_reversible
 from shared.model import SOURCE_SIDE, Granularity, NameEncoding, OnExisting, Sync, Target
 from shared.name_encoding import encode
-from shared.rules import FieldRules
+from shared.rules import FieldRules, MetadataRules
 from shared.settings import VaultSettings
 from shared.templates import parse
 from shared.vault import NameRule
@@ -52,6 +52,12 @@ def _of_target(
         yield "fields", f"a two-way sync carries all fields as they are: {_BACK}", "use a one-way sync"
     if target.transform:
         yield "transform", f"a two-way sync carries values as they are: {_BACK}", "use a one-way sync"
+    if target.metadata != MetadataRules():
+        yield (
+            "metadata",
+            "a two-way sync carries values alone: what it compares and settles are those",
+            "leave it out, or use a one-way sync",
+        )
     if target.granularity is Granularity.FIELD:
         why = why_not_reversible(target, None, None)
         yield "granularity", f"{why}: {_BACK}", "leave it out, or use a one-way sync"

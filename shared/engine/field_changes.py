@@ -15,6 +15,7 @@ from shared.engine.settling import Settler
 from shared.engine.survey import UNANSWERED, TargetView
 from shared.errors import AccessDenied, InvalidSecret, SecretNotFound, Unavailable, VaultError
 from shared.mapping import Digester
+from shared.metadata import differing
 from shared.model import Entry, Fields, ObjectState, ObjectStatus, Part, Secret
 from shared.plan import Basis, Change, ChangeKind, FieldChanges, Trace
 
@@ -52,7 +53,7 @@ def trace_of(place: Place, found: Found) -> Trace | None:
 def trace_of_value(place: Place, secret: Secret) -> Trace:
     """The trace of a value that was read."""
     version = secret.entry.version if secret.entry else None
-    return trace(place.fingerprint(secret), version, place.digester.digest(secret.fields))
+    return trace(place.fingerprint(secret), version, place.digest(secret))
 
 
 def _hashed(text: str | None) -> str | None:
@@ -190,10 +191,17 @@ class CloserLook:
             fields = field_changes(before or {}, item.fields, self._work.digester) if known else None
         if sealed and not same:
             change = replace(change, reason=f"{change.reason}; encrypted again")
+        if not same and (names := self._metadata_changes(wanted, found)):
+            change = replace(change, reason=f"{change.reason}; metadata changes: {', '.join(names)}")
         number = len(fields.added + fields.changed + fields.removed) if fields else 0
         if number > MOST_FIELDS:
             return replace(change, reason=f"{change.reason}; {number:,} fields change")
         return replace(change, fields=fields)
+
+    def _metadata_changes(self, wanted: Wanted, found: Mapping[str, Found]) -> list[str]:
+        rules = self._work.target.metadata
+        known = ((each.secret, wanted.items[name]) for name, each in found.items() if name in wanted.items)
+        return sorted({aspect for had, item in known if had is not None for aspect in differing(rules, had, item)})
 
     async def _look(self, name: str, *, listed: bool = False) -> Found:
         """What a name of the target holds. `listed`: it would be in the target's listing, were it there."""

@@ -17,6 +17,7 @@ from shared.engine.place import Found, Place
 from shared.errors import AccessDenied, Conflict, InvalidSecret, SecretNotFound, Unavailable, VaultError
 from shared.history import Save, Store
 from shared.mapping import Digester, Mapper, why_left_out
+from shared.metadata import carried, content, why_hidden
 from shared.model import (
     Action,
     Entry,
@@ -141,11 +142,11 @@ class PathWork:
     @cached_property
     def place(self) -> Place:
         """The target's vault."""
-        return Place(self.vault, self.digester, self.owner)
+        return Place(self.vault, self.digester, self.owner, self.target.metadata)
 
     @cached_property
     def source_place(self) -> Place:
-        return Place(self.source, self.digester)
+        return Place(self.source, self.digester, metadata=self.target.metadata)
 
     async def read_source(self, path: str) -> Secret:
         """The newest value. Raises any VaultError."""
@@ -154,10 +155,16 @@ class PathWork:
     def wanted(self, path: str, secret: Secret) -> Wanted:
         """What the target is to hold for this value. Raises InvalidSecret."""
         rendered = self.mapper.render(path, secret.fields)
-        items = {name: each.secret for name, each in rendered.items()}
-        stored = {name: self.digester.digest(item.fields) for name, item in items.items()}
+        rules = self.target.metadata
+        items = {name: carried(rules, replace(secret, fields=each.secret.fields)) for name, each in rendered.items()}
+        for item in items.values():
+            if why := why_hidden(item, self.vault.capabilities):
+                raise InvalidSecret(why, vault=self.vault.id, path=path)
+        stored = {name: self.place.digest(item) for name, item in items.items()}
         meant = {
-            name: self.digester.digest(each.meaning) for name, each in rendered.items() if each.meaning is not None
+            name: self.digester.digest(content(rules, items[name], each.meaning))
+            for name, each in rendered.items()
+            if each.meaning is not None
         }
         return Wanted(secret, items, stored | meant, stored)
 
@@ -203,6 +210,9 @@ class PathWork:
 
     def is_certain(self, op: Op, before: ObjectState) -> bool:
         """Whether the row tells what the target holds, so that it need not be looked at."""
+        if self.target.metadata.carry and before.recipe != self.mapper.recipe:
+            # Metadata may be there already that nobody remembers: looked at, so that not all is written again.
+            return False
         return self.attempt == 0 and not is_uncertain(before) and op is not Op.REPAIR
 
     async def run(

@@ -12,9 +12,10 @@ from datetime import timedelta
 from shared.engine.installation import Installation, backoff
 from shared.engine.path_work import Later, PathWork, Settled, fail_event
 from shared.engine.runs import ATTEMPTS_TO_SAVE
-from shared.errors import ConfigError, StoreError, VaultError
+from shared.errors import ConfigError, StoreError, Unsupported, VaultError
 from shared.history import Save
 from shared.mapping import Mapper
+from shared.metadata import why_not
 from shared.model import Action, Event, ObjectState, ObjectStatus, Outcome, Part, RetryPolicy, Sync, Target
 
 log = logging.getLogger("vaultferry.writer")
@@ -70,6 +71,10 @@ class Settler:
         """What a job's paths have in common, its vaults opened. Raises any VaultError, and ConfigError."""
         source = await self._in.vaults.get(sync.source.vault, sync.source.resource)
         vault = await self._in.vaults.get(target.vault, sync.source.resource)
+        held = source.capabilities.metadata, vault.capabilities.metadata
+        if why := why_not(target.metadata, (source.id, held[0]), (vault.id, held[1])):
+            # A mount's version is only known once it is open.
+            raise Unsupported(f"metadata {why}", vault=vault.id)
         return PathWork(
             sync=sync,
             target=target,

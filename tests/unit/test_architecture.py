@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "shared.audit",
         "shared.signing",
         "shared.mapping",
+        "shared.metadata",
         "shared.name_encoding",
         "shared.overlaps",
         "shared.explanation",

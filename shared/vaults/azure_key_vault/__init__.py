@@ -34,7 +34,7 @@ from shared.errors import (
 from shared.model import Entry, Expect, Secret, canonical_json
 from shared.notices import GapNotice, Hint, KeyVaultNotice, Notice
 from shared.pacing import Pacer
-from shared.vault import Capabilities, Finding, FingerprintCost, Use, Vault, check_name
+from shared.vault import OWN_TAG, Capabilities, Finding, FingerprintCost, Use, Vault, check_name
 from shared.vaults.azure_key_vault.client import Client
 from shared.vaults.azure_key_vault.failures import (
     BUSY_FOR,
@@ -47,7 +47,7 @@ from shared.vaults.azure_key_vault.failures import (
     failures,
     http_date,
 )
-from shared.vaults.azure_key_vault.settings import NAMES, Settings
+from shared.vaults.azure_key_vault.settings import METADATA, NAMES, Settings
 
 if TYPE_CHECKING:
     from azure.keyvault.secrets import SecretProperties
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-NONCE_TAG = "vaultferry"
+NONCE_TAG = OWN_TAG
 """`<owner>/<nonce>` on every version that Vaultferry writes; `-` for a write without an owner."""
 
 _NONCE = re.compile(r"(.*)/[0-9a-f]{16}", re.DOTALL)
@@ -119,6 +119,7 @@ class KeyVault(Vault):
             compare_and_set=False,
             fields=False,
             tags=True,
+            metadata=METADATA,
             time_resolution=_RESOLUTION,
             max_bytes=_MAX_BYTES,
             names=NAMES,
@@ -345,7 +346,7 @@ class KeyVault(Vault):
         own = secret.content_type if secret.content_type != onestring.CONTENT_TYPE else None
         if own is not None and (_utf8_length(own) is None or len(own) > _MAX_CONTENT_TYPE_CHARACTERS):
             raise refuse(f"its content type has more than {_MAX_CONTENT_TYPE_CHARACTERS} characters")
-        tags = {**secret.tags, NONCE_TAG: f"{owner or '-'}/{random.token_hex(8)}"}
+        tags = {**(secret.tags or {}), NONCE_TAG: f"{owner or '-'}/{random.token_hex(8)}"}
         if len(tags) > _MAX_TAGS:
             raise refuse(f"it has {len(tags)} tags, Vaultferry's own included; Key Vault stores at most {_MAX_TAGS}")
         if any(len(part) > _MAX_TAG_CHARACTERS or _utf8_length(part) is None for pair in tags.items() for part in pair):

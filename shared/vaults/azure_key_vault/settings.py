@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator
 
+from shared.rules import Aspect
 from shared.settings import Settings as BaseSettings
 from shared.settings import VaultSettings
 from shared.vault import NameRule
@@ -18,6 +19,7 @@ NAMES = NameRule(
     ignores_case=True,
     wording="1 to 127 letters (a-z), digits and dashes",
 )
+METADATA = frozenset(Aspect)
 
 # Where the tokens for each cloud's vaults come from; None: where azure-identity looks by itself.
 # https://learn.microsoft.com/azure/key-vault/general/about-keys-secrets-certificates#dns-suffixes-for-object-identifiers
@@ -78,6 +80,9 @@ class Settings(VaultSettings):
 
     def name_rule(self, resource: str) -> NameRule:
         return NAMES
+
+    def metadata(self, resource: str) -> frozenset[Aspect]:
+        return METADATA
 
 
 def _https_address(text: str, example: str) -> str:

@@ -28,6 +28,7 @@ from shared.errors import ConfigError, Conflict, InvalidSecret, SecretNotFound, 
 from shared.model import Entry, Expect, Secret, canonical_json, from_iso, iso, strictly_after, utcnow
 from shared.onestring import to_json
 from shared.pacing import Pacer
+from shared.rules import Aspect
 from shared.settings import VaultSettings
 from shared.vault import Capabilities, Finding, FingerprintCost, NameRule, Use, Vault, check_name
 from shared.vaults.file.sealed import MIN_PASSPHRASE, SealedFile, Stamp, raw_key
@@ -52,6 +53,9 @@ class Settings(VaultSettings):
 
     def name_rule(self, resource: str) -> NameRule:
         return NameRule()
+
+    def metadata(self, resource: str) -> frozenset[Aspect]:
+        return frozenset(Aspect)
 
 
 def connect(vault_id: str, settings: Settings, resource: str = "secrets") -> FileVault:
@@ -111,6 +115,7 @@ class FileVault(Vault):
             compare_and_set=True,
             fields=True,
             tags=True,
+            metadata=frozenset(Aspect),
             time_resolution=timedelta(microseconds=1),
         )
 
@@ -203,7 +208,7 @@ class FileVault(Vault):
         """What a line holds of a secret besides its entry. Raises InvalidSecret for what JSON can not hold."""
         try:
             fields = to_json(secret.fields)
-            rest = to_json({"content_type": secret.content_type, "tags": dict(secret.tags)})
+            rest = to_json({"content_type": secret.content_type, "tags": dict(secret.tags or {})})
         except InvalidSecret as error:
             error.vault, error.path = self.id, name
             raise

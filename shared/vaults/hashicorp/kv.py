@@ -1,15 +1,16 @@
 """KV version 1 and 2. API: https://developer.hashicorp.com/vault/api-docs/secret/kv
 
-A KV v2 fingerprint is `version@created/deletion/destroyed` of the newest version: the same text whether it comes from a
-metadata read, a value or the answer to a write, and another one after a write, a delete, an undelete, and after a key
-was wiped and written anew (its version 1 has another time). The key's own times are not part of it: a value read does
-not carry them.
+A KV v2 fingerprint is `version@created/deletion/destroyed` of the newest version, and a hash of the secret's custom
+metadata where it has any: the same text whether it comes from a metadata read, a value or the answer to a write, and another
+one after a write, a delete, an undelete, a change of custom metadata (which makes no version), and after a key was wiped and
+written anew (its version 1 has another time). The key's own times are not part of it: a value read does not carry them.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from urllib.parse import quote
@@ -17,21 +18,26 @@ from urllib.parse import quote
 from hvac.api.secrets_engines import KvV1, KvV2
 
 from shared.errors import AccessDenied, Conflict, InvalidSecret, MountNotFound, SecretNotFound, Unsupported
-from shared.model import Entry, Expect, Secret
+from shared.model import Entry, Expect, Secret, canonical_json
 from shared.notices import AuditNotice, Hint
 from shared.vault import Capabilities, Finding, FingerprintCost, Use, check_name
 from shared.vaults.hashicorp.adapter import MAX_REQUEST_BYTES, encode
 from shared.vaults.hashicorp.base import PROBE, HashicorpVault
 from shared.vaults.hashicorp.failures import Answer, Forbidden
 from shared.vaults.hashicorp.numbers import survives
-from shared.vaults.hashicorp.settings import Settings
+from shared.vaults.hashicorp.settings import METADATA, Settings
 
 _VERBS = frozenset({"data", "metadata", "delete", "undelete", "destroy"})
 """Behind which a KV v2 path goes on with the name of a secret."""
+# https://developer.hashicorp.com/vault/api-docs/secret/kv/kv-v2#custom_metadata
+_MAX_TAGS = 64
+_MAX_TAG_BYTES = 128
+_MAX_TAG_VALUE_BYTES = 512
 _V1 = Capabilities(FingerprintCost.VALUE, max_bytes=MAX_REQUEST_BYTES)
 _V2 = Capabilities(
     FingerprintCost.PER_SECRET,
     compare_and_set=True,
+    metadata=METADATA,
     time_resolution=timedelta(microseconds=1),
     max_bytes=MAX_REQUEST_BYTES,
 )
@@ -165,7 +171,7 @@ class KvVault(HashicorpVault):
             if version == 0:
                 # Metadata was written, but never a value.
                 return Entry(name, fingerprint="0", version="0", live=False)
-            return self._entry(name, version, metadata["versions"][str(version)])
+            return self._entry(name, version, metadata["versions"][str(version)], metadata.get("custom_metadata"))
         except (KeyError, TypeError, ValueError):
             self.not_understood(name)
 
@@ -180,14 +186,16 @@ class KvVault(HashicorpVault):
         try:
             fields = answer["data"]["data"] if self._version == 2 else answer["data"]
             metadata = answer["data"]["metadata"] if self._version == 2 else None
-            entry = self._entry(name, metadata["version"], metadata) if metadata else Entry(name)
+            custom = metadata.get("custom_metadata") if metadata else None
+            entry = self._entry(name, metadata["version"], metadata, custom) if metadata else Entry(name)
+            tags = dict(custom or {}) if self._version == 2 else None
         except (KeyError, TypeError, ValueError):
             self.not_understood(name)
         if not isinstance(fields, dict):
             raise InvalidSecret("it does not hold a map of fields", vault=self.id, path=name)
-        return Secret(fields, entry=entry)
+        return Secret(fields, tags=tags, entry=entry)
 
-    def _entry(self, name: str, version: int, metadata: dict[str, Any]) -> Entry:
+    def _entry(self, name: str, version: int, metadata: dict[str, Any], custom: Mapping[str, str] | None) -> Entry:
         created, deletion, destroyed = metadata["created_time"], metadata["deletion_time"], metadata["destroyed"]
         live = not destroyed
         if deletion and live:
@@ -195,7 +203,7 @@ class KvVault(HashicorpVault):
             live = _moment(deletion).timestamp() > self.adapter.server_time()
         return Entry(
             name,
-            fingerprint=f"{version}@{created}/{deletion}/{'destroyed' if destroyed else ''}",
+            fingerprint=f"{version}@{created}/{deletion}/{'destroyed' if destroyed else ''}{_hashed(custom)}",
             version=str(version),
             updated_at=_moment(created),
             live=live,
@@ -210,6 +218,8 @@ class KvVault(HashicorpVault):
         if self._version != 2 and expect is not Expect.ANY:
             raise Unsupported("KV version 1 can not compare and set", vault=self.id, path=name)
         fields = self._checked_fields(name, secret)
+        if secret.tags is not None:
+            await self._put_tags(name, secret.tags, expect)
         attempt: Callable[[], Awaitable[Answer]]
         if self._version == 2:
             version = _version(expect)
@@ -222,7 +232,8 @@ class KvVault(HashicorpVault):
 
             answer = await self.call(attempt, name, write=True)
             try:
-                return self._entry(name, answer["data"]["version"], answer["data"])
+                data = answer["data"]
+                return self._entry(name, data["version"], data, data.get("custom_metadata"))
             except (KeyError, TypeError, ValueError):
                 self.not_understood(name)
 
@@ -232,6 +243,54 @@ class KvVault(HashicorpVault):
             write=True,
         )
         return Entry(name)
+
+    async def _put_tags(self, name: str, tags: Mapping[str, str], expect: str | Expect) -> None:
+        """Replace the custom metadata, before the value: where the token may not, no version is made in vain, run after run.
+
+        What the write is going to expect is looked at first, as nothing compares here.
+        """
+        if self._version != 2:
+            raise Unsupported("KV version 1 has no custom metadata", vault=self.id, path=name)
+        self._check_tags(name, tags)
+        try:
+            answer = await self.call(lambda: self._v2.read_secret_metadata(name, mount_point=self._mount), name)
+            found = answer["data"]
+            version, before = int(found["current_version"]), dict(found.get("custom_metadata") or {})
+        except SecretNotFound:
+            version, before = 0, {}
+        except (KeyError, TypeError, ValueError):
+            self.not_understood(name)
+        if _version(expect) not in (None, version):
+            raise Conflict(f"it is in version {version}, not the expected one", vault=self.id, path=name)
+        if before == dict(tags):
+            return
+        path = f"/v1/{quote(self._mount)}/metadata/{quote(name)}"
+        # hvac's own method would also reset delete_version_after.
+        body = {"custom_metadata": dict(tags)}
+        try:
+            await self.call(lambda: self.adapter.request("post", path, json=body), name, write=True)
+        except Forbidden as error:
+            error.message += f"; to carry tags, the token needs 'create' and 'update' on {self._mount}/metadata/"
+            raise
+
+    def _check_tags(self, name: str, tags: Mapping[str, str]) -> None:
+        """Raises InvalidSecret for what Vault would refuse."""
+
+        def refuse(why: str) -> InvalidSecret:
+            return InvalidSecret(why, vault=self.id, path=name)
+
+        if len(tags) > _MAX_TAGS:
+            raise refuse(f"it has {len(tags)} tags; KV version 2 keeps at most {_MAX_TAGS} as custom metadata")
+        for texts, most, what in (
+            (tags.keys(), _MAX_TAG_BYTES, "name"),
+            (tags.values(), _MAX_TAG_VALUE_BYTES, "value"),
+        ):
+            if any(not 0 < len(text.encode(errors="replace")) <= most for text in texts):
+                raise refuse(
+                    f"the {what} of a tag has more than {most} bytes, or none: custom metadata can not hold that"
+                )
+            if any(not text.isprintable() for text in texts):
+                raise refuse(f"the {what} of a tag has unprintable characters, which custom metadata can not hold")
 
     def _checked_fields(self, name: str, secret: Secret) -> dict[str, Any]:
         fields = dict(secret.fields)
@@ -328,6 +387,8 @@ class KvVault(HashicorpVault):
                 (f"{metadata}{name}", "read", "see changes"),
                 (data, "read", "read"),
             ]
+            if use.metadata:
+                needs += [(f"{metadata}{name}", "create", "write tags"), (f"{metadata}{name}", "update", "write tags")]
             if use.write:
                 needs += [(data, "create", "write"), (data, "update", "write")]
             if use.delete:
@@ -340,6 +401,10 @@ class KvVault(HashicorpVault):
         if use.delete:
             needs.append((path, "delete", "delete"))
         return needs
+
+
+def _hashed(custom: Mapping[str, str] | None) -> str:
+    return f"/{hashlib.sha256(canonical_json(dict(custom)).encode()).hexdigest()[:16]}" if custom else ""
 
 
 def _version(expect: str | Expect) -> int | None:

@@ -69,6 +69,9 @@ def policy(vault_id: str, settings: Settings, version: Literal[1, 2], syncs: Ite
                 continue
             removes = sync.delete.propagate or target.granularity is Granularity.FIELD
             reason = f"{sync.id}: its target"
+            if target.metadata.carry and version == 2:
+                metadata = f"{settings.mount}/metadata/{target.prefix}*"
+                rules.add(metadata, ["create", "update"], f"{reason}, to write tags")
             spot = _write(rules, settings.mount, version, sync, target.prefix, reason, removes=removes)
             if not removes and not sync.two_way:
                 later[spot] = f"{sync.id}: names that its mapping no longer yields can only be removed with this"

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from shared.rules import Aspect
 from shared.settings import Settings as Part
 from shared.settings import VaultSettings
 from shared.vault import NameRule
@@ -105,6 +106,8 @@ def _secret(name: str) -> SecretStr | None:
     return SecretStr(value) if value else None
 
 
+METADATA = frozenset({Aspect.TAGS})
+"""Of KV version 2. Its delete_version_after counts from each write, so it tells no moment that could be carried."""
 POLICY_NAMES = NameRule(ignores_case=True, wording="names of policies, in which case does not count")
 
 
@@ -167,3 +170,6 @@ class Settings(VaultSettings):
 
     def name_rule(self, resource: str) -> NameRule:
         return POLICY_NAMES if resource == "policies" else NameRule()
+
+    def metadata(self, resource: str) -> frozenset[Aspect]:
+        return METADATA if resource == "secrets" and self.kv_version != 1 else frozenset()

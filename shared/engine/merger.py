@@ -21,7 +21,7 @@ from shared.engine.probe import Prober
 from shared.engine.runs import Runs
 from shared.engine.settling import BATCH, CLAIM, Results, Settler, next_claim, put_off
 from shared.engine.two_way import Ended, Seat, Told, TwoWayWork
-from shared.errors import ConfigError, VaultError
+from shared.errors import ConfigError, InvalidSecret, VaultError
 from shared.history import Save
 from shared.jobs import EventJob
 from shared.mapping import Mapper, why_left_out
@@ -85,17 +85,22 @@ class Merger:
         *,
         run_id: str | None,
         attempt: int,
-        told: Mapping[str, Told] | None = None,
     ) -> None:
         """Settle paths, and note how each ended. Raises StoreError."""
+        work = await self._open(sync, paths, results, run_id, attempt)
+        if work is not None:
+            await self._settle(work, op, paths, results, {})
+
+    async def _open(
+        self, sync: Sync, paths: Sequence[str], results: Came, run_id: str | None, attempt: int
+    ) -> TwoWayWork | None:
+        """None: that can not be done, which is noted of the paths."""
         try:
-            work = await open_work(self._in, sync, run_id, attempt)
+            return await open_work(self._in, sync, run_id, attempt)
         except (VaultError, ConfigError) as error:
             first = sync.targets[0]
             await self._settler.unopened(sync, first, paths, error, results, run_id=run_id, attempt=attempt)
-            return
-        for at in range(0, len(paths), BATCH):
-            await self._settle(work, op, paths[at : at + BATCH], results, told or {})
+            return None
 
     async def event(self, job: EventJob, sync: Sync) -> None:
         """Bring the paths of an event's job together. What is busy or failed transiently goes back to the queue."""
@@ -103,13 +108,16 @@ class Merger:
         if (await self._store.get_control(sync.id)).paused:
             await self._runs.rerun(sync.id)
             return
-        rows = await self.rows(sync, list(hints))
-        due = [path for path, hint in hints.items() if not _is_old_news(job.target, rows[path], hint)]
-        told = {path: (job.target, hints[path]) for path in due}
         came = Came()
-        await self.settle(sync, Op.MERGE, due, came, run_id=None, attempt=job.attempt, told=told)
-        if came.deletes:
-            await self._delete(sync, job, came, told)
+        work = await self._open(sync, list(hints), came, None, job.attempt)
+        if work is not None:
+            hints = await self._known_as(work, hints)
+            rows = await self.rows(sync, list(hints))
+            due = [path for path, hint in hints.items() if not _is_old_news(work, job.target, rows[path], hint)]
+            told = {path: (job.target, hints[path]) for path in due}
+            await self._settle(work, Op.MERGE, due, came, told)
+            if came.deletes:
+                await self._delete(work, job, came, told)
         busy = [path for path, why in came.later.items() if why.busy]
         failed = {path: why for path, why in came.later.items() if not why.busy}
         if busy:
@@ -124,10 +132,24 @@ class Merger:
         if came.defect is not None:
             raise came.defect
 
-    async def _delete(self, sync: Sync, job: EventJob, came: Came, told: Mapping[str, Told]) -> None:
+    async def _known_as(self, work: TwoWayWork, hints: Mapping[str, str | None]) -> dict[str, str | None]:
+        """The hints by the paths that are remembered: a source that ignores case tells of one in any."""
+        rule = work.source.place.vault.capabilities.names
+        known = await self.rows(work.sync, list(hints)) if rule.ignores_case else {}
+        new = {rule.key(path) for path, rows in known.items() if not any(map(_is_remembered, rows.values()))}
+        if not new:
+            return dict(hints)
+        paths: dict[str, str] = {}
+        async for row in self._store.list_objects(work.sync.id):
+            if rule.key(row.path) in new and _is_remembered(row):
+                paths[rule.key(row.path)] = row.path
+        return merged([(paths.get(rule.key(path), path), hint) for path, hint in hints.items()])
+
+    async def _delete(self, work: TwoWayWork, job: EventJob, came: Came, told: Mapping[str, Told]) -> None:
+        sync = work.sync
         held = await self._window.reserve(sync, sync.units[0].id, len(came.deletes))
         if held is None:
-            await self.settle(sync, Op.DELETE, came.deletes, came, run_id=None, attempt=job.attempt, told=told)
+            await self._settle(work, Op.DELETE, came.deletes, came, told)
             return
         log.warning("left to a run: %s", held.why, extra={"sync": sync.id, "target": job.target})
         if held.first:
@@ -152,9 +174,15 @@ class Merger:
             path: {each: known[each].get(path) or ObjectState(sync.id, each, path) for each in ids} for path in paths
         }
 
+    async def _settle(
+        self, work: TwoWayWork, op: Op, paths: Sequence[str], results: Came, told: Mapping[str, Told]
+    ) -> None:
+        for at in range(0, len(paths), BATCH):
+            await self._settle_batch(work, op, paths[at : at + BATCH], results, told)
+
     # one batch --------------------------------------------------------------------------------------------------------
 
-    async def _settle(
+    async def _settle_batch(
         self, work: TwoWayWork, op: Op, paths: Sequence[str], results: Came, told: Mapping[str, Told]
     ) -> None:
         now = self._in.clock()
@@ -239,10 +267,19 @@ class Merger:
             results.deletes.append(path)
 
 
-def _is_old_news(side: str, rows: Rows, hint: str | None) -> bool:
+def _is_remembered(row: ObjectState) -> bool:
+    return row.revision is not None and row.status is not ObjectStatus.DELETED
+
+
+def _is_old_news(work: TwoWayWork, side: str, rows: Rows, hint: str | None) -> bool:
     """Whether what a side was seen to hold is what it and all others agreed on already, as after a write of our own."""
-    if any(row.status is not ObjectStatus.IN_SYNC or not row.parts for row in rows.values()):
+    try:
+        agreed = {seat.id: work.agreed(seat, rows[seat.id]) for seat in work.targets}
+    except InvalidSecret:
+        return False
+    if any(row.status is not ObjectStatus.IN_SYNC or agreed.get(each) is None for each, row in rows.items()):
         return False
     if side == SOURCE_SIDE:
         return all(is_known(row.source_version, hint) for row in rows.values())
-    return side in rows and is_known(rows[side].parts[0].version, hint)
+    part = agreed.get(side)
+    return part is not None and is_known(part.version, hint)

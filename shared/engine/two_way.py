@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import cached_property
 
 from shared.engine.path_work import forgotten
 from shared.engine.place import Found, Place
@@ -290,14 +291,21 @@ class TwoWayWork:
         rows = [row for row in before.values() if row.status is ObjectStatus.IN_SYNC]
         if seat.id == SOURCE_SIDE:
             return [row.source_version for row in rows if agreed_part(row, self.recipe(row.target))]
-        parts = (agreed_part(row, self.recipe(row.target)) for row in rows if row.target == seat.id)
+        parts = (self.agreed(seat, row) for row in rows if row.target == seat.id)
         return [part.version for part in parts if part]
 
     def recipe(self, target_id: str) -> str:
         """Identifies the two places that a row speaks of: in other ones, nothing was ever agreed on."""
-        target = self.sync.target(target_id)
-        assert target is not None, "rows are those of the sync's targets"  # noqa: S101
-        return two_way_recipe(self.sync.source, target)
+        return self._recipes[target_id]
+
+    @cached_property
+    def _recipes(self) -> Mapping[str, str]:
+        return {target.id: two_way_recipe(self.sync.source, target) for target in self.sync.targets}
+
+    def agreed(self, seat: Seat, row: ObjectState) -> Part | None:
+        """What a target and the source last agreed on, by the name that the path has there today. Raises InvalidSecret."""
+        part, key = agreed_part(row, self.recipe(row.target)), seat.place.vault.capabilities.names.key
+        return part if part is not None and key(part.name) == key(seat.name(row.path)) else None
 
     def _all_failed(self, job: _Path, error: VaultError) -> Ended:
         saves = tuple(self._failed(row, job.before[each], error) for each, row in job.rows.items())
@@ -346,9 +354,8 @@ class TwoWayWork:
     def _base(self, seat: Seat, row: ObjectState, looks: Looks, source: Held) -> str | None:
         """What a target and the source last agreed on, as a digest of today's key."""
         digester, held = seat.place.digester, looks.held[seat.id]
-        agreed = agreed_part(row, self.recipe(row.target))
-        rule = seat.place.vault.capabilities.names
-        if agreed is None or rule.key(agreed.name) != rule.key(looks.names[seat.id]):
+        agreed = self.agreed(seat, row)
+        if agreed is None:
             return None
         if row.digest_key_id == digester.key_id and agreed.digest is not None:
             return agreed.digest

@@ -212,11 +212,8 @@ class TwoWayView:
 
     async def _side(self, seat: Seat, path: str, row: ObjectState) -> Side | None:
         """A target, with the source's fingerprint of then as the token of what they agreed on; None: left out."""
-        agreed = agreed_part(row, self.work.recipe(row.target))
+        agreed = self.work.agreed(seat, row)
         listed = self._listed.get(seat.id, {}).get(path)
-        key = seat.place.vault.capabilities.names.key
-        if agreed is not None and key(agreed.name) != key(seat.name(path)):
-            agreed = None
         base = None if agreed is None else _token(row.source_fingerprint, f"{seat.id} before")
         if listed is not None and not listed.enabled:
             return None

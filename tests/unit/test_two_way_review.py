@@ -16,13 +16,15 @@ from shared.model import (
     RetryPolicy,
     RunStatus,
     Source,
+    Target,
 )
-from shared.notices import GapNotice
-from shared.vault import Capabilities, FingerprintCost
+from shared.notices import AuditNotice, GapNotice
+from shared.vault import Capabilities, FingerprintCost, NameRule
 from tests.memory_vault import MemoryVault
-from tests.world import World, two_way, world
+from tests.world import World, one_way, two_way, world
 
 KV2 = Capabilities(FingerprintCost.PER_SECRET, compare_and_set=True)
+LISTED = Capabilities(FingerprintCost.LISTED, tags=True)
 PLAIN = Capabilities(FingerprintCost.VALUE)
 PROPAGATE = DeletePolicy(propagate=True, max_percent=100)
 HASTY = RetryPolicy(max_retries=1)
@@ -212,7 +214,7 @@ async def test_what_a_spoke_changed_while_it_could_not_be_listed_is_made_up_for(
         await w.sync()
         two.put("a", "2")
         two.faults.always = Unavailable("down", vault="two")
-        await w.engine.events.take([GapNotice(None)])
+        await w.engine.events.take([GapNotice("two")])
         await w.drain()
         two.faults.always = None
         for _ in range(20):
@@ -251,3 +253,125 @@ async def test_a_dead_spoke_is_asked_before_anything_is_replayed(tmp_path: Path)
         await w.drain()
         assert two.values() == {"a": {"value": "2"}}
         assert not w.queues.messages
+
+
+async def assert_quiet(w: World) -> None:
+    """Another run has nothing to do."""
+    before = len(await w.history())
+    run = await w.sync()
+    assert (run.status, run.planned) == (RunStatus.SUCCEEDED, 0)
+    assert len(await w.history()) == before
+
+
+@pytest.mark.parametrize("kind", [KV2, LISTED])
+@pytest.mark.parametrize("take", ["source", "target"])
+@pytest.mark.parametrize("gone", ["source", "target"])
+async def test_a_person_may_take_a_deletion_whatever_the_guard_says(
+    tmp_path: Path, kind: Capabilities, take: str, gone: str
+) -> None:
+    strict = DeletePolicy(propagate=True, max_percent=0, min_count=0)
+    options = {"conflict": ConflictPolicy.MANUAL, "delete": strict}
+    async with world(tmp_path, vaults(kind=kind), two_way(**options)) as w:
+        source, target = memory(w, "source"), memory(w, "target")
+        source.put("a", "1")
+        source.put("b", "1")
+        await w.sync()
+        memory(w, gone).remove("a")
+        (target if gone == "source" else source).put("a", "2")
+        await w.sync()
+        assert await statuses(w) == {"a": "conflict", "b": "in_sync"}
+        await w.engine.runs.resolve("s", "a", take)
+        await w.drain()
+        assert source.values() == target.values()
+        assert source.values().get("a") == (None if take == gone else {"value": "2"})
+        assert await w.history(path="a") == ["create", "conflict", "resolve", "delete" if take == gone else "update"]
+        await assert_quiet(w)
+
+
+@pytest.mark.parametrize("kind", [KV2, PLAIN, LISTED])
+async def test_a_sync_becomes_two_way_and_one_way_again(tmp_path: Path, kind: Capabilities) -> None:
+    async with world(tmp_path, vaults(kind=kind), one_way(delete=PROPAGATE)) as w:
+        source, target = memory(w, "source"), memory(w, "target")
+        source.put("a", "1")
+        source.put("b", "1")
+        target.put("theirs", "x")
+        await w.sync()
+        w.syncs["s"] = two_way(delete=PROPAGATE)
+        await w.sync()
+        assert source.values() == target.values()
+        assert list(source.values()) == ["a", "b", "theirs"]
+        await assert_quiet(w)
+        target.put("a", "2")
+        source.remove("b")
+        await w.sync()
+        assert source.values() == target.values() == {"a": {"value": "2"}, "theirs": {"value": "x"}}
+        w.syncs["s"] = one_way(delete=PROPAGATE)
+        target.writes.clear()
+        await w.sync()
+        assert not target.writes
+        await assert_quiet(w)
+        source.put("a", "3")
+        await w.sync()
+        w.syncs["s"] = two_way(delete=PROPAGATE)
+        await w.sync()
+        assert source.values() == target.values() == {"a": {"value": "3"}, "theirs": {"value": "x"}}
+        await assert_quiet(w)
+
+
+async def test_a_version_of_a_former_name_makes_no_event_old_news(tmp_path: Path) -> None:
+    async with world(tmp_path, vaults(), two_way()) as w:
+        source, target = memory(w, "source"), memory(w, "target")
+        source.put("a", "1")
+        await w.sync()
+        target.put("a", "2")
+        await w.sync()
+        target.put("p/a", "2")
+        w.syncs["s"] = two_way(Target("target", "target", prefix="p/"))
+        await w.engine.events.take([AuditNotice("target/", "p/a", version=1)])
+        await w.drain()
+        (row,) = (await rows(w)).values()
+        assert (row.parts[0].name, row.status) == ("p/a", "in_sync")
+        assert source.values() == {"a": {"value": "2"}}
+
+
+class Folding(MemoryVault):
+    """It ignores case, and keeps the first spelling of a name."""
+
+    def _known(self, name: str) -> str:
+        return next((known for known in self.kept if known.lower() == name.lower()), name)
+
+    def put(self, name: str, fields: Any) -> None:
+        super().put(self._known(name), fields)
+
+    def _find(self, name: str, *, live: bool) -> Any:
+        return super()._find(self._known(name), live=live)
+
+    async def set_secret(self, name: str, *args: Any, **options: Any) -> Any:
+        return await super().set_secret(self._known(name), *args, **options)
+
+    def remove(self, name: str) -> None:
+        super().remove(self._known(name))
+
+
+@pytest.mark.parametrize("kind", [KV2, LISTED])
+@pytest.mark.parametrize("spoke", [Folding, MemoryVault])
+async def test_an_event_in_another_spelling_is_of_the_same_secret(
+    tmp_path: Path, kind: Capabilities, spoke: type[MemoryVault]
+) -> None:
+    folds = replace(kind, names=NameRule(ignores_case=True))
+    sides = [Folding("source", folds), spoke("target", folds if spoke is Folding else kind)]
+    async with world(tmp_path, sides, two_way(delete=PROPAGATE)) as w:
+        source, target = sides
+        source.put("Db", "1")
+        await w.sync()
+        source.put("db", "2")
+        await w.engine.events.take([AuditNotice("source/", "DB", version=9)])
+        await w.drain()
+        assert source.values() == target.values() == {"Db": {"value": "2"}}
+        assert len(await rows(w)) == 1
+        await assert_quiet(w)
+        source.remove("dB")
+        await w.engine.events.take([AuditNotice("source/", "DB")])
+        await w.drain()
+        assert target.values() == {}
+        assert await statuses(w) == {"Db": "deleted"}

@@ -22,7 +22,9 @@ _OPERATIONS = {"read": "get", "write": "set", "list": "list"}
 class SandboxKeyVault(Harness):
     # Not "expiry": its secrets may expire, but are still there then and can be deleted; tests/unit/test_azure_key_vault.py
     # looks.
-    traits = frozenset({"fingerprints", "listed", "soft-delete", "write-answers", "faults"})
+    traits = frozenset(
+        {"fingerprints", "listed", "soft-delete", "write-answers", "faults", "metadata", "metadata-limits"}
+    )
 
     def __init__(self) -> None:
         super().__init__()

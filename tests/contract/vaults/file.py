@@ -22,7 +22,7 @@ _LIFETIMES = {"": None, "moment": timedelta(seconds=-1), "hour": timedelta(hours
 
 
 class LocalFile(Harness):
-    traits = frozenset({"fingerprints", "listed", "compare-and-set", "folders", "expiry"})
+    traits = frozenset({"fingerprints", "listed", "compare-and-set", "folders", "expiry", "metadata"})
 
     def __init__(self) -> None:
         super().__init__()

@@ -24,6 +24,8 @@ Trait = Literal[
     "expiry",  # `put` takes a lifetime
     "write-answers",  # a write is answered with something that can be cut short
     "faults",  # `misbehave` and `unplug`
+    "metadata",  # some of content type, expiry and tags
+    "metadata-limits",  # and not any number of tags, of any length
 ]
 
 _Test = TypeVar("_Test", bound=Callable[..., Any])

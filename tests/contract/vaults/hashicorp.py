@@ -101,7 +101,18 @@ class _V1(HashicorpHarness):
 
 class _V2(HashicorpHarness):
     version = 2
-    traits = frozenset({"fingerprints", "compare-and-set", "folders", "soft-delete", "expiry", "write-answers"})
+    traits = frozenset(
+        {
+            "fingerprints",
+            "compare-and-set",
+            "folders",
+            "soft-delete",
+            "expiry",
+            "write-answers",
+            "metadata",
+            "metadata-limits",
+        }
+    )
 
     async def soft_delete(self, name: str) -> None:
         await self._request("DELETE", f"{self._mount}/data/{quote(name)}")

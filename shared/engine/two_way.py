@@ -243,7 +243,7 @@ class TwoWayWork:
         """Record what is about to be lost before it is, so that it is on record wherever this is killed."""
         due = [target for target in merged.contested if target != SOURCE_SIDE]
         contested = contested_of(job.rows.values())
-        if contested is not None and contested.taken and _same_sights(contested.sides, seen):
+        if contested is not None and contested.taken == merged.winner and _same_sights(contested.sides, seen):
             return
         action = Action.RESOLVE if self._by_hand(job.before, merged) else Action.CONFLICT
         saves = []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -375,3 +377,60 @@ async def test_an_event_in_another_spelling_is_of_the_same_secret(
         await w.drain()
         assert target.values() == {}
         assert await statuses(w) == {"Db": "deleted"}
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+async def test_what_was_decided_after_a_crash_is_recorded_too(tmp_path: Path) -> None:
+    async with world(tmp_path, vaults(), two_way(conflict=ConflictPolicy.SOURCE)) as w:
+        source, target = memory(w, "source"), memory(w, "target")
+        source.put("a", "1")
+        await w.sync()
+        source.put("a", "2")
+        target.put("a", "3")
+
+        async def killed(vault: str, operation: str, name: str) -> None:
+            if operation == "set":
+                raise Killed
+
+        target.hook = killed
+        with pytest.raises(Killed):
+            await w.sync()
+        target.hook = None
+        w.queues.messages.clear()
+        w.clock.advance(seconds=1000)
+        await w.engine.runs.cancel(str((await w.store.get_control("s")).active_run))
+        await w.engine.runs.resolve("s", "a", "target")
+        await w.drain()
+        assert source.values() == {"a": {"value": "3"}}
+        assert await w.history() == ["create", "conflict", "resolve", "update"]
+
+
+async def test_events_of_all_sides_at_once_write_once(tmp_path: Path) -> None:
+    async with world(tmp_path, vaults("source", "one", "two"), two_way("one", "two", delete=PROPAGATE)) as w:
+        source, one, two = (memory(w, each) for each in ("source", "one", "two"))
+        source.put("a", "1")
+        await w.sync()
+        chance = random.Random(7)
+
+        async def yields(vault: str, operation: str, name: str) -> None:
+            for _ in range(chance.randrange(6)):
+                await asyncio.sleep(0)
+
+        for vault in (source, one, two):
+            vault.hook = yields
+        for turn in range(2, 22):
+            chance.choice((source, one, two)).put("a", str(turn))
+            for vault in (source, one, two):
+                vault.writes.clear()
+            await w.engine.events.take([AuditNotice(f"{each}/", "a") for each in ("one", "source", "two")])
+            messages = [body for _, body, _ in w.queues.messages]
+            w.queues.messages.clear()
+            await asyncio.gather(*(w.engine.handle(body) for body in messages))
+            await w.drain()
+            assert source.values() == one.values() == two.values() == {"a": {"value": str(turn)}}
+            assert len(source.writes) + len(one.writes) + len(two.writes) == 2
+        assert "conflict" not in await w.history()
+        await assert_quiet(w)

@@ -12,10 +12,12 @@ import asyncio
 import json
 import random
 import tempfile
+from collections import Counter
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeAlias
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -56,6 +58,13 @@ KINDS = [
 PATHS = st.sampled_from(["a", "b", "c/d"])
 SIDES = st.integers(0, 2)
 OPERATIONS = st.sampled_from(["get", "set", "describe", "delete", "list"])
+
+
+Trouble: TypeAlias = "tuple[str, int, str, int] | None"
+"""At this operation, the so-manieth of its kind: the process is killed, or somebody writes or deletes that very secret,
+there or so many sides further on."""
+MOMENTS = st.sampled_from(["set", "get done", "set done", "describe done", "delete", "delete done"])
+TROUBLE = st.tuples(MOMENTS, st.integers(1, 2), st.sampled_from(["write", "kill", "delete"]), SIDES)
 
 
 class Killed(BaseException):
@@ -229,51 +238,20 @@ class TwoWay(RuleBasedStateMachine):
         for side in self.sides:
             side.faults.always = None
 
-    @rule(
-        which=st.integers(0, 9),
-        number=st.integers(1, 3),
-        kill=st.none() | st.integers(1, 12),
-        edit=st.none() | st.tuples(st.integers(1, 12), SIDES, PATHS, st.sampled_from(["write", "delete"])),
-        again=st.booleans(),
-    )
-    def jobs_are_delivered(
-        self, which: int, number: int, kill: int | None, edit: tuple[int, int, str, str] | None, again: bool
-    ) -> None:
+    @rule(which=st.integers(0, 9), number=st.integers(1, 3), trouble=st.none() | TROUBLE, again=st.booleans())
+    def jobs_are_delivered(self, which: int, number: int, trouble: Trouble, again: bool) -> None:
         messages = self.w.queues.messages
         if messages:
             at = which % len(messages)
-            self.runner.run(self._side_by_side(messages[at : at + number], kill, edit, again))
+            self.runner.run(self._side_by_side(messages[at : at + number], trouble, again))
 
-    async def _side_by_side(
-        self,
-        some: list[tuple[str, str, float]],
-        kill: int | None,
-        edit: tuple[int, int, str, str] | None,
-        again: bool,
-    ) -> None:
-        calls = 0
-        if kill is not None or edit is not None:
-            self.ledger.disturbed = True
-
-        async def hook(vault: str, operation: str, name: str) -> None:
-            nonlocal calls
-            calls += 1
-            if edit is not None and calls == edit[0]:
-                (self.somebody_writes if edit[3] == "write" else self.somebody_deletes)(edit[1], edit[2])
-            if calls == kill:
-                raise Killed
-            for _ in range(self.random.randrange(4)):
-                await asyncio.sleep(0)
-
-        for side in self.sides:
-            side.hook = hook
-            side.job += 1
+    async def _side_by_side(self, some: list[tuple[str, str, float]], trouble: Trouble, again: bool) -> None:
+        self._begin(trouble)
         tasks = [asyncio.create_task(self.engine.handle(body)) for _, body, _ in some]
         try:
             ended = await asyncio.gather(*tasks, return_exceptions=True)
         finally:
-            for side in self.sides:
-                side.hook = None
+            self._end()
         for message, result in zip(some, ended, strict=True):
             if isinstance(result, BaseException):
                 # It stays in the queue, as a message does whose worker died.
@@ -282,40 +260,58 @@ class TwoWay(RuleBasedStateMachine):
             elif not again and message in self.w.queues.messages:
                 self.w.queues.messages.remove(message)
 
-    @rule(kill=st.integers(1, 40), again=st.booleans())
-    def a_run_is_killed(self, kill: int, again: bool) -> None:
-        """One job after the other, until the process dies at a call; its message stays in the queue."""
+    @rule(trouble=TROUBLE, path=PATHS, changed=st.sets(SIDES, min_size=1), delete=st.booleans())
+    def a_run_is_in_trouble(self, trouble: Trouble, path: str, changed: set[int], delete: bool) -> None:
+        """Something changes, and a run carries it: one job after the other, until the process dies, if it does. Its
+        message stays in the queue."""
+        for at in sorted(changed):
+            (self.somebody_deletes if delete and at == min(changed) else self.somebody_writes)(at, path)
         self.runner.run(self.engine.runs.start("s", trigger="timer", allow_deletes=True))
+        self.runner.run(self._one_by_one(trouble))
+
+    async def _one_by_one(self, trouble: Trouble) -> None:
         messages = self.w.queues.messages
-        calls = 0
-
-        async def hook(vault: str, operation: str, name: str) -> None:
-            nonlocal calls
-            calls += 1
-            if calls == kill:
-                raise Killed
-
-        self.ledger.disturbed = True
-        for side in self.sides:
-            side.hook = hook
+        self._begin(trouble)
         try:
             for _ in range(20):
                 waiting = [message for message in messages if '"job":"probe"' not in message[1]]
                 if not waiting:
-                    break
+                    return
+                await self.engine.handle(waiting[0][1])
+                messages.remove(waiting[0])
                 for side in self.sides:
                     side.job += 1
-                self.runner.run(self._handle(waiting[0][1]))
-                messages.remove(waiting[0])
         except Killed:
-            if again:
-                self.engine = self.w.engine
+            self.engine = self.w.engine
         finally:
-            for side in self.sides:
-                side.hook = None
+            self._end()
 
-    async def _handle(self, body: str) -> None:
-        await self.engine.handle(body)
+    def _begin(self, trouble: Trouble) -> None:
+        calls: Counter[str] = Counter()
+
+        async def hook(vault: str, operation: str, name: str) -> None:
+            calls[operation] += 1
+            if trouble is not None and (operation, calls[operation]) == trouble[:2]:
+                _, _, what, where = trouble
+                self.ledger.disturbed = True
+                at = [side.id for side in self.sides].index(vault)
+                path = name.removeprefix(self.sides[at].prefix)
+                if what == "kill":
+                    raise Killed
+                if what == "write":
+                    self.somebody_writes(at + where, path)
+                else:
+                    self.somebody_deletes(at + where, path)
+            for _ in range(self.random.randrange(4)):
+                await asyncio.sleep(0)
+
+        for side in self.sides:
+            side.hook = hook
+            side.job += 1
+
+    def _end(self) -> None:
+        for side in self.sides:
+            side.hook = None
 
     @rule(seconds=st.sampled_from([1, 30, 100, 400]))
     def time_passes(self, seconds: int) -> None:

@@ -16,7 +16,7 @@ from functools import cached_property
 
 from shared.engine.path_work import forgotten
 from shared.engine.place import Found, Place
-from shared.engine.settling import DOWN_AFTER
+from shared.engine.settling import CLAIM, DOWN_AFTER
 from shared.errors import Conflict, SecretNotFound, Unavailable, VaultError
 from shared.history import Save, Store
 from shared.mapping import Mapper, short_hash
@@ -45,7 +45,8 @@ from shared.vault import check_name
 ROUNDS = 3
 """How often a path is looked at anew within one job when somebody else writes at the same time."""
 TIME_TO_WRITE = timedelta(seconds=120)
-"""How much of a claim must be left for a write to begin: it is over by then, so that no older value follows a newer one."""
+"""How much of a claim must be left for a write to begin: it is over by then, so that no older value follows a newer one.
+A claim with less is prolonged first, if nobody else has it."""
 LAG_TRIES = 3
 """How often a side is asked again that shows an older version than is known already. Then it is taken at its word: the key
 may have been wiped and written anew, which begins at version 1."""
@@ -123,6 +124,7 @@ class _Path:
     until: datetime
     """When the claim on it runs out."""
     told: Told | None
+    prolonging: asyncio.Lock = field(default_factory=asyncio.Lock)
     again: bool = False
     """A write has met something that the look before it did not see."""
     given: dict[str, str | None] = field(default_factory=dict)
@@ -136,7 +138,7 @@ class _Moved(Exception):
 
 
 class _OutOfTime(Exception):
-    """The claim may run out while something is written."""
+    """The claim has run out, and somebody else goes on."""
 
 
 @dataclass(frozen=True)
@@ -417,8 +419,7 @@ class TwoWayWork:
         cas = place.vault.capabilities.compare_and_set
         if not cas and _held(place, await place.look(name)).digest != looks.held[seat.id].digest:
             raise _Moved
-        if self.clock() > job.until - TIME_TO_WRITE:
-            raise _OutOfTime
+        await self._take_time(job)
         version = found.entry.version if found.entry else None
         if secret is None or digest is None:
             await self._remove(place, name, version if cas and version else Expect.ANY)
@@ -439,6 +440,17 @@ class TwoWayWork:
         part = place.part(name, entry, digest, digest)
         looks.held[seat.id] = Held(digest, part.fingerprint, part.version)
         job.written.add(seat.id)
+
+    async def _take_time(self, job: _Path) -> None:
+        """See to it that the claim lasts while something is written. Raises `_OutOfTime` where somebody else has it."""
+        async with job.prolonging:
+            now, first = self.clock(), self.sync.targets[0].id
+            if now <= job.until - TIME_TO_WRITE:
+                return
+            (kept,) = await self.store.save_objects([Save(replace(job.rows[first], claim_expires_at=now + CLAIM))])
+            if kept is None:
+                raise _OutOfTime
+            job.rows[first], job.until = kept, now + CLAIM
 
     async def _remove(self, place: Place, name: str, expect: str | Expect) -> None:
         try:

@@ -434,3 +434,47 @@ async def test_events_of_all_sides_at_once_write_once(tmp_path: Path) -> None:
             assert len(source.writes) + len(one.writes) + len(two.writes) == 2
         assert "conflict" not in await w.history()
         await assert_quiet(w)
+
+
+async def test_a_vault_that_takes_longer_than_claims_last_is_brought_up_to_date_all_the_same(tmp_path: Path) -> None:
+    async with world(tmp_path, vaults(kind=PLAIN), two_way()) as w:
+        source, target = memory(w, "source"), memory(w, "target")
+        for n in range(70):
+            source.put(f"s{n}", "1")
+
+        async def slow(vault: str, operation: str, name: str) -> None:
+            if operation == "get":
+                w.clock.advance(seconds=10)
+
+        target.hook = slow
+        run = await w.engine.runs.start("s", trigger="manual")
+        await w.drain(limit=10)
+        ended = await w.engine.runs.view(run.run_id)
+        assert (ended.status, ended.written) == (RunStatus.SUCCEEDED, 70)
+        assert len(target.writes) == 70
+
+
+async def test_a_claim_that_somebody_else_has_is_not_prolonged(tmp_path: Path) -> None:
+    async with world(tmp_path, vaults(), two_way()) as w:
+        source, target = memory(w, "source"), memory(w, "target")
+        source.put("a", "1")
+        await w.sync()
+        source.put("a", "2")
+        await w.engine.runs.start("s", trigger="manual")
+        engine = w.engine
+        await engine.handle(w.queues.messages.pop(0)[1])
+        body = w.queues.messages.pop(0)[1]
+
+        async def frozen(vault: str, operation: str, name: str) -> None:
+            if operation == "get done" and target.hook is not None:
+                target.hook = None
+                w.clock.advance(seconds=400)
+                source.put("a", "3")
+                await engine.handle(body)
+
+        target.hook = frozen
+        target.writes.clear()
+        await engine.handle(body)
+        await w.drain()
+        assert target.writes == [("a", {"value": "3"})]
+        assert target.values() == {"a": {"value": "3"}}

@@ -55,7 +55,7 @@ def _v2(call: Call, engine: KvV2, rest: str) -> Answer:
             return Answer({"keys": engine.paths.list(path)}, mount_type="kv")
         case "metadata", "read":
             return Answer(engine.metadata(path), mount_type="kv")
-        case "metadata", "update":
+        case "metadata", "create" | "update":
             _refuse_folder(path)
             engine.write_metadata(path, call.data)
         case "metadata", "patch":

@@ -164,7 +164,8 @@ class VaultState:
         engine, rest = found[1].engine, path[len(found[0]) :]
         if isinstance(engine, KvV1):
             return rest not in engine.secrets
-        return rest.startswith("data/") and rest.removeprefix("data/") not in engine.keys
+        verb, _, name = rest.partition("/")
+        return verb in ("data", "metadata") and name not in engine.keys
 
     def rules_of(self, token: Token) -> list[Rule]:
         """All rules of a token's policies; a policy that does not exist grants nothing."""

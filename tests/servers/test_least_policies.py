@@ -53,6 +53,10 @@ class Case:
     def by_field(self) -> bool:
         return "field" in self.options
 
+    @property
+    def tagged(self) -> bool:
+        return "tags" in self.options
+
 
 CASES = {
     "v2 to v2": Case(),
@@ -63,6 +67,7 @@ CASES = {
     "each field": Case(options=', granularity: field, name: "{path}/{field}"', propagate=False),
     "each field in v1": Case(target=1, options=', granularity: field, name: "{path}/{field}"', propagate=False),
     "no deletes": Case(propagate=False),
+    "tags": Case(options=", metadata: {carry: [tags]}"),
     "targets not verified": Case(verify=False),
     "policies": Case(resource="policies", source_prefix="src/", target_prefix="dst/"),
 }
@@ -92,6 +97,11 @@ class Two:
         elif (self.case.source if side == "hub" else self.case.target) == 2:
             body = {"data": body}
         await getattr(self, side).fine("POST", self.url(name, side), body)
+
+    async def tag(self, name: str, value: str) -> None:
+        if self.case.tagged:
+            body = {"custom_metadata": {"tag": value}}
+            await self.hub.fine("POST", self.url(name, "hub", "metadata"), body)
 
     async def get(self, name: str, side: str = "second") -> Any:
         status, answer = await getattr(self, side).call("GET", self.url(name, side))
@@ -196,9 +206,11 @@ async def life(two: Two, app: App) -> None:
 
     await two.put("a", fields[0])
     await two.put("b/c", {"value": "1"})
+    await two.tag("a", "1")
     assert await synced() == (2, 0, 0)
     assert await synced() == (0, 0, 2)
     await two.put("a", fields[1] if case.by_field else {"value": "2"})
+    await two.tag("a", "2")
     await synced()
     held = {"value": "1"} if case.by_field else {"value": "2"}
     name = "a/u" if case.by_field else "a"
@@ -251,9 +263,9 @@ def render(rules: list[Rule]) -> str:
 
 
 NEEDED = [
-    *(("sandbox", case) for case in ("v2 to v2", "v2 to v1", "v1 to v2", "each field", "no deletes")),
+    *(("sandbox", case) for case in ("v2 to v2", "v2 to v1", "v1 to v2", "each field", "no deletes", "tags")),
     *(("sandbox", case) for case in ("targets not verified", "policies")),
-    *(pytest.param("real", case, marks=pytest.mark.real) for case in ("v2 to v2", "v1 to v2", "policies")),
+    *(pytest.param("real", case, marks=pytest.mark.real) for case in ("v2 to v2", "v1 to v2", "policies", "tags")),
 ]
 
 

@@ -269,6 +269,10 @@ class TwoWay(RuleBasedStateMachine):
         self.runner.run(self.engine.runs.start("s", trigger="timer", allow_deletes=True))
         self.runner.run(self._one_by_one(trouble))
 
+    @rule(path=PATHS, at=SIDES, moment=st.sampled_from(["set", "set done"]), kill=st.booleans())
+    def a_secret_is_written_while_it_is_being_written(self, path: str, at: int, moment: str, kill: bool) -> None:
+        self.a_run_is_in_trouble((moment, 1, "kill" if kill else "write", 0), path, {at}, False)
+
     async def _one_by_one(self, trouble: Trouble) -> None:
         messages = self.w.queues.messages
         self._begin(trouble)

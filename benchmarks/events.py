@@ -1,7 +1,9 @@
 """From a Vault's audit log to two destinations: three real Vaults, relay and serve as processes of their own, SQLite.
 
 Fan-out: so many distinct secrets are written as fast as the source takes them; it ends when the last of twice as many
-writes has arrived. Beside it a bare loop that reads once and writes twice with aiohttp alone, on the same Vaults.
+writes has arrived. Beside it a bare loop that reads once and writes twice with aiohttp alone, on the same Vaults: once with
+the machine to itself, and once while the source takes the same burst with an audit device on, as it does in our own
+measurement. The processor time of each process says where the rest goes, also where the machine has other things to do.
 Latency: writes spaced out, from the source's answer until the value can be read at the destination, beside a bare read and
 write of the same secret in between. Nothing is skipped: the disk is waited for at each step.
 """
@@ -11,11 +13,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import os
 import sqlite3
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import aiohttp
@@ -84,17 +87,65 @@ async def bare_fan_out(session: aiohttp.ClientSession, vaults: dict[str, RealVau
     return time.perf_counter() - begin
 
 
+async def bare_beside_burst(session: aiohttp.ClientSession, vaults: dict[str, RealVault]) -> float:
+    """The bare loop from the burst's first write on, its audit log read and thrown away."""
+    hub, *_ = vaults.values()
+    source, one, two = (Bare(session, server, server.new_mount(2)) for server in vaults.values())
+    written: asyncio.Queue[str | None] = asyncio.Queue()
+
+    async def throw_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(1 << 16):
+            pass
+        writer.close()
+
+    async def put(path: str) -> None:
+        await source.put(path, _value(path))
+        written.put_nowait(path)
+
+    async def copy() -> None:
+        while (path := await written.get()) is not None:
+            data = (await source.get("data", path))["data"]
+            await asyncio.gather(one.put(path, data), two.put(path, data))
+
+    device = await asyncio.start_server(throw_away, "127.0.0.1", 0)
+    host, port = device.sockets[0].getsockname()
+    await asyncio.to_thread(enable_audit, hub, f"{host}:{port}", alone=True)
+    try:
+        begin = time.perf_counter()
+        copies = [asyncio.create_task(copy()) for _ in range(CONCURRENCY)]
+        await each(paths(SECRETS), put)
+        for _ in copies:
+            written.put_nowait(None)
+        await asyncio.gather(*copies)
+        return time.perf_counter() - begin
+    finally:
+        await asyncio.to_thread(disable_audit, hub)
+        device.close()
+
+
+def processor_time(pids: Mapping[str, int]) -> dict[str, float]:
+    """Seconds that each process has had so far, user and system: https://man7.org/linux/man-pages/man5/proc_pid_stat.5.html"""
+    spent = {}
+    for name, pid in pids.items():
+        numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        spent[name] = (int(numbers[11]) + int(numbers[12])) / os.sysconf("SC_CLK_TCK")
+    return spent
+
+
 def _value(path: str) -> dict[str, object]:
     return {"username": path, "password": f"{path}-is-no-password", "port": 5432}
 
 
-async def fan_out(session: aiohttp.ClientSession, running: EventStack) -> tuple[float, float]:
-    """Seconds for the writing of all secrets, and until all have arrived everywhere."""
+async def fan_out(
+    session: aiohttp.ClientSession, running: EventStack, pids: Mapping[str, int]
+) -> tuple[float, float, dict[str, float]]:
+    """Seconds for the writing of all secrets, until all have arrived everywhere, and of processor time by process."""
     source = Bare(session, running.source.vault, running.source.mount)  # type: ignore[arg-type]
 
     async def put(path: str) -> None:
         await source.put(path, _value(path))
 
+    before = processor_time(pids)
     begin = time.perf_counter()
     await each(paths(SECRETS), put)
     written = time.perf_counter() - begin
@@ -105,6 +156,7 @@ async def fan_out(session: aiohttp.ClientSession, running: EventStack) -> tuple[
         # Counting takes time that the others need.
         await asyncio.sleep(0.3)
     took = time.perf_counter() - begin
+    spent = {name: seconds - before[name] for name, seconds in processor_time(pids).items()}
     missing: list[str] = []
     for name, place in running.targets.items():
         target = Bare(session, place.vault, place.mount)  # type: ignore[arg-type]
@@ -118,7 +170,7 @@ async def fan_out(session: aiohttp.ClientSession, running: EventStack) -> tuple[
         await each(paths(SECRETS), look)
     if missing:
         raise SystemExit(f"{len(missing)} writes never arrived: {missing[:5]}")
-    return written, took
+    return written, took, spent
 
 
 async def latency(session: aiohttp.ClientSession, running: EventStack) -> tuple[list[float], list[float]]:
@@ -167,12 +219,19 @@ async def measure(vaults: dict[str, RealVault], parts: set[str]) -> None:
                 )
         if "fan-out" in parts:
             bare_took = await bare_fan_out(session, vaults)
+            beside_took = await bare_beside_burst(session, vaults)
             with stack(vaults) as running:
-                written, took = await fan_out(session, running)
+                started = {name: process.pid for name, process in running.processes.items()}
+                servers = {name: server.pid for name, server in vaults.items()}
+                written, took, spent = await fan_out(session, running, {**servers, **started, "burst": os.getpid()})
             print(f"{SECRETS} secrets, one Vault → two, {CONCURRENCY} calls at once, all {2 * SECRETS} writes arrived")
             print(f"  the source took them at {SECRETS / written:.0f}/s, with its audit device on")
             rates = f"{SECRETS / took:6.0f} secrets/s   bare loop {SECRETS / bare_took:6.0f}/s"
             print(f"  fan-out    {rates}   ratio {bare_took / took:.2f}")
+            beside = f"bare loop beside the same burst, audit device on {SECRETS / beside_took:6.0f}/s"
+            print(f"             {beside}   ratio {beside_took / took:.2f}")
+            shares = ", ".join(f"{name} {seconds / SECRETS * 1e6:.0f}" for name, seconds in spent.items())
+            print(f"  µs of processor time a secret: {shares}")
 
 
 def main() -> None:

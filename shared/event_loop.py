@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 YOUNG = 20_000
 """Objects from which on a garbage collection looks through the new ones. A thousand paths on their way are some tens of
-thousands, none of them garbage: looking every 700 objects, as is usual, was a third of a burst's processor time."""
+thousands, none of them garbage: looking every 700 objects, as is usual, was a fifth of serve's time in a burst."""
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:

@@ -486,7 +486,9 @@ async def sync_conflicts(apps: Apps, request: Request) -> Response:
     page = await _page(
         app.store.page_objects(sync.id, status=ObjectStatus.CONFLICT, limit=limit, cursor=cursor), cursor
     )
-    report: ConflictPage = {"items": [conflict_json(state) for state in page.items], "next_cursor": page.cursor}
+    # What a target left that is not configured any more is nobody's to settle.
+    items = [conflict_json(state) for state in page.items if sync.target(state.target) is not None]
+    report: ConflictPage = {"items": items, "next_cursor": page.cursor}
     return json_response(report)
 
 

@@ -29,7 +29,8 @@ async def show_conflicts(session: Session, app: App, syncs: Sequence[Sync]) -> i
 
     found: list[tuple[Sync, list[ObjectState]]] = []
     for sync in syncs:
-        rows = [row async for row in app.store.list_objects(sync.id, status=ObjectStatus.CONFLICT)]
+        listed = app.store.list_objects(sync.id, status=ObjectStatus.CONFLICT)
+        rows = [row async for row in listed if sync.target(row.target) is not None]
         rows.sort(key=lambda row: (row.path, row.target))
         found += [(sync, list(of_path)) for _, of_path in itertools.groupby(rows, lambda row: row.path)]
     if session.out.as_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from shared.errors import Refused
+from shared.mapping import why_left_out
 from shared.model import SOURCE_SIDE, ObjectState, ObjectStatus, Sight, Sync
 
 RESOLVE = "resolve"
@@ -30,6 +31,18 @@ def taken_side(sync: Sync, path: str, rows: Sequence[ObjectState], take: str, ta
         raise Refused(
             f"{path!r} of sync {sync.id!r} is not in conflict; `vaultferry status {sync.id} --conflicts` lists what is"
         )
+    if why := why_left_out(sync, path):
+        raise Refused(f"sync {sync.id!r} does not carry {path!r} any more: {why}")
+    side = _side(path, rows, take, target)
+    if not sync.delete.propagate and any(sight.side == side and sight.digest is None for sight in sights_of(rows)):
+        raise Refused(
+            f"{side} had deleted {path!r}, and sync {sync.id!r} deletes nothing (delete.propagate is false): take another "
+            "side, or delete it by hand on the others"
+        )
+    return side
+
+
+def _side(path: str, rows: Sequence[ObjectState], take: str, target: str | None) -> str:
     if take == SOURCE_SIDE:
         return SOURCE_SIDE
     differing = differing_targets(rows)

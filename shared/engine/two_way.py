@@ -51,6 +51,7 @@ LAG_TRIES = 3
 """How often a side is asked again that shows an older version than is known already. Then it is taken at its word: the key
 may have been wiped and written anew, which begins at version 1."""
 
+_WRITES = (Action.CREATE, Action.UPDATE)
 Told = tuple[str, str | None]
 """The side that an event came from, and the version that it told of."""
 
@@ -237,21 +238,55 @@ class TwoWayWork:
         # What a person has decided for this very path is counted with no others.
         may_delete = job.op is Op.DELETE or self._by_hand(job.before, merged)
         if merged.verdict is Verdict.CARRY and (may_delete if delete else not merged.deletes):
-            await self._note(merged, job, seen)
+            await self._note(merged, job, looks, seen)
             await self._carry(merged, job, looks)
         return self._settled(merged, job, looks, seen, put_off=delete and not may_delete)
 
-    async def _note(self, merged: Merge, job: _Path, seen: tuple[Sight, ...]) -> None:
-        """Record what is about to be lost before it is, so that it is on record wherever this is killed."""
-        due = [target for target in merged.contested if target != SOURCE_SIDE]
+    async def _note(self, merged: Merge, job: _Path, looks: Looks, seen: tuple[Sight, ...]) -> None:
+        """Record what is about to be done before it is: what will be lost, so that it is on record wherever this is
+        killed, and what will be written, so that it is known for ours however its side and the others move on."""
+        saves = [*self._intents(merged, job, looks).values()]
+        if merged.contested:
+            noted = self._conflict_noted(merged, job, seen, {save.state.target: save.state for save in saves})
+            saves = [*({save.state.target: save for save in saves} | noted).values()]
+        for save, kept in zip(saves, await self.store.save_objects(saves), strict=True):
+            if kept is None:
+                raise _OutOfTime
+            job.rows[save.state.target] = kept
+
+    def _intents(self, merged: Merge, job: _Path, looks: Looks) -> dict[str, Save]:
+        intents: dict[str, Save] = {}
+        for seat in self.targets:
+            held = looks.held.get(seat.id)
+            back = merged.winner == seat.id
+            due = looks.held[SOURCE_SIDE] if back else held
+            if held is None or due is None or merged.value is None or due.digest == merged.value:
+                continue
+            row = job.rows[seat.id]
+            part = self.agreed(seat, row) or Part(looks.names[seat.id])
+            intents[seat.id] = Save(
+                replace(
+                    row,
+                    parts=(replace(part, intended=merged.value),),
+                    recipe=self.recipe(seat.id),
+                    direction=_direction(back),
+                )
+            )
+        return intents
+
+    def _conflict_noted(
+        self, merged: Merge, job: _Path, seen: tuple[Sight, ...], intended: Mapping[str, ObjectState]
+    ) -> dict[str, Save]:
         contested = contested_of(job.rows.values())
         if contested is not None and contested.taken == merged.winner and _same_sights(contested.sides, seen):
-            return
+            return {}
         action = Action.RESOLVE if self._by_hand(job.before, merged) else Action.CONFLICT
-        saves = []
-        for target in due:
-            row = job.rows[target]
-            versions = {sight.side: sight.version for sight in seen}
+        noted = Contested(seen, contested.take if contested else None, taken=merged.winner)
+        versions = {sight.side: sight.version for sight in seen}
+        saves: dict[str, Save] = {}
+        for target in merged.contested:
+            if target == SOURCE_SIDE:
+                continue
             event = Event(
                 action,
                 ObjectStatus.IN_SYNC,
@@ -262,12 +297,10 @@ class TwoWayWork:
                 attempt=self.attempt,
                 detail=_detail(merged, seen),
             )
-            noted = Contested(seen, contested.take if contested else None, taken=merged.winner)
-            saves.append(Save(replace(row, status=ObjectStatus.CONFLICT, error=merged.reason, contested=noted), event))
-        for save, kept in zip(saves, await self.store.save_objects(saves), strict=True):
-            if kept is None:
-                raise _OutOfTime
-            job.rows[save.state.target] = kept
+            row = intended.get(target) or job.rows[target]
+            row = replace(row, status=ObjectStatus.CONFLICT, error=merged.reason, contested=noted)
+            saves[target] = Save(row, event)
+        return saves
 
     def _lagging(self, job: _Path, looks: Looks) -> Unavailable | None:
         """Why it is too early to believe a side: it shows an older version than an event told of, or than was carried."""
@@ -356,6 +389,9 @@ class TwoWayWork:
     def _base(self, seat: Seat, row: ObjectState, looks: Looks, source: Held) -> str | None:
         """What a target and the source last agreed on, as a digest of today's key."""
         digester, held = seat.place.digester, looks.held[seat.id]
+        done = self._carried_unsaid(seat, row, held, source)
+        if done is not None:
+            return done
         agreed = self.agreed(seat, row)
         if agreed is None:
             return None
@@ -367,6 +403,15 @@ class TwoWayWork:
         if row.source_fingerprint is not None and row.source_fingerprint == source.fingerprint:
             return source.digest
         return "(not known)"
+
+    def _carried_unsaid(self, seat: Seat, row: ObjectState, held: Held, source: Held) -> str | None:
+        """What a job that died has carried between the two: the side that it was to write holds it."""
+        if not row.parts or row.recipe != self.recipe(row.target):
+            return None
+        key, intended = seat.place.vault.capabilities.names.key, row.parts[0].intended
+        written = source if row.direction == _direction(True) else held
+        same = key(row.parts[0].name) == key(seat.name(row.path))
+        return intended if same and intended is not None and written.digest == intended else None
 
     def _by_hand(self, before: Mapping[str, ObjectState], merged: Merge) -> bool:
         contested = contested_of(before.values())
@@ -486,7 +531,7 @@ class TwoWayWork:
                 conflict = True
                 saves.append(self._in_conflict(merged, was, row, seen))
             else:
-                saves.append(Save(_as_before(row, was)))
+                saves.append(Save(_as_before(self._with_done(row, looks), was)))
         if transient is not None and not self.final:
             return Ended(tuple(saves), None, transient)
         outcome = Outcome.UNCHANGED
@@ -494,7 +539,7 @@ class TwoWayWork:
             outcome = Outcome.FAILED
         elif conflict:
             outcome = Outcome.CONFLICT
-        elif job.written:
+        elif job.written or any(save.event is not None and save.event.action in _WRITES for save in saves):
             outcome = Outcome.WRITTEN
         elif job.deleted:
             outcome = Outcome.DELETED
@@ -504,6 +549,23 @@ class TwoWayWork:
             outcome = Outcome.SKIPPED
         silent = frozenset(error.vault for error in looks.errors.values() if error.transient)
         return Ended(tuple(saves), outcome, transient, delete=put_off, silent=silent)
+
+    def _with_done(self, row: ObjectState, looks: Looks) -> ObjectState:
+        """A row that says what a job that died has done: a plan knows it then, too."""
+        seat = next(seat for seat in self.targets if seat.id == row.target)
+        held, source = looks.held[seat.id], looks.held[SOURCE_SIDE]
+        done = self._carried_unsaid(seat, row, held, source)
+        if done is None:
+            return row
+        back = row.direction == _direction(True)
+        part = Part(row.parts[0].name, None if back else held.fingerprint, None if back else held.version, done)
+        return replace(
+            row,
+            parts=(part,),
+            source_fingerprint=source.fingerprint if back else None,
+            source_version=source.version if back else None,
+            digest_key_id=seat.place.digester.key_id,
+        )
 
     def _agreed(self, merged: Merge, target_id: str, job: _Path, looks: Looks) -> Save:
         """A target holds what the source holds: that is what they agree on from now on."""
@@ -548,10 +610,11 @@ class TwoWayWork:
         touched = {target_id, SOURCE_SIDE} if merged.winner == target_id else {target_id}
         if job.deleted & touched:
             return Action.DELETE
-        if job.written & touched:
-            return Action.UPDATE if was.parts else Action.CREATE
         digest = looks.held[target_id].digest
         known = agreed_part(was, self.recipe(target_id))
+        unsaid = digest is not None and bool(was.parts) and was.parts[0].intended == digest
+        if job.written & touched or unsaid:
+            return Action.UPDATE if known else Action.CREATE
         same_key = was.digest_key_id == self.source.place.digester.key_id
         noted = digest is not None and (known is None or (same_key and known.digest != digest))
         return Action.ADOPT if noted else None
@@ -592,7 +655,8 @@ def agreed_part(row: ObjectState, recipe: str) -> Part | None:
     """What a row says that the source and its target last agreed on; None: nothing, as far as these two places go."""
     if row.status is ObjectStatus.DELETED or not row.parts or row.recipe != recipe:
         return None
-    return row.parts[0]
+    # Without a digest it was about to be written for the first time.
+    return row.parts[0] if row.parts[0].digest is not None else None
 
 
 def contested_of(rows: Iterable[ObjectState]) -> Contested | None:
@@ -640,7 +704,8 @@ def _closed(row: ObjectState, was: ObjectState, why: str) -> Save:
 def _as_before(row: ObjectState, was: ObjectState) -> ObjectState:
     """A row of which nothing became: what was in doubt or failed has been looked at."""
     if was.status in (ObjectStatus.PENDING, ObjectStatus.FAILED, ObjectStatus.CONFLICT):
-        status = ObjectStatus.IN_SYNC if was.parts else ObjectStatus.PENDING
+        known = any(part.digest for part in row.parts)
+        status = ObjectStatus.IN_SYNC if known else ObjectStatus.PENDING
         return replace(row, status=status, error=None, transient=False, contested=None)
     return replace(row, status=was.status, error=was.error)
 

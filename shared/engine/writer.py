@@ -123,6 +123,10 @@ class Writer:
                 came.outcomes[path] = state.outcome
         due = [path for path in paths if path not in came.outcomes]
         await self._merger.settle(sync, chunk.op, due, came, run_id=run.run_id, attempt=job.attempt)
+        if came.deletes:
+            # What was deleted since the plan was made is the next plan's to count.
+            await self._runs.recover(sync.id)
+            await self._prober.schedule(job.vault)
         return came
 
     async def _claim(

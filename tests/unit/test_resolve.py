@@ -16,6 +16,7 @@ from shared.model import (
     Action,
     ConflictPolicy,
     Contested,
+    DeletePolicy,
     Event,
     ObjectState,
     ObjectStatus,
@@ -220,12 +221,14 @@ async def test_of_targets_that_hold_the_same_any_will_do(wheel: World) -> None:
 
 
 async def test_a_deletion_can_be_taken_too(wheel: World) -> None:
+    wheel.syncs["s"] = replace(wheel.syncs["s"], delete=DeletePolicy(propagate=True))
     await contest(wheel, source="v1", east=None, west="v3")
     await wheel.engine.runs.resolve("s", "db", "target", "east")
     assert await decisions(wheel) == {"east"}
 
 
 async def test_a_source_that_lost_its_secret_can_be_taken(w: World) -> None:
+    w.syncs["s"] = replace(w.syncs["s"], delete=DeletePolicy(propagate=True))
     await contest(w, source=None, east="v2")
     await w.engine.runs.resolve("s", "db", "source")
     assert await decisions(w) == {"source"}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from shared.engine import Engine, planner
-from shared.errors import AccessDenied, Unavailable
+from shared.errors import AccessDenied, Refused, Unavailable
 from shared.model import (
     ConflictPolicy,
     DeletePolicy,
@@ -478,3 +478,101 @@ async def test_a_claim_that_somebody_else_has_is_not_prolonged(tmp_path: Path) -
         await w.drain()
         assert target.writes == [("a", {"value": "3"})]
         assert target.values() == {"a": {"value": "3"}}
+
+
+# --- killed between a write and its record ------------------------------------------------------------------------------
+
+
+class _Killed(BaseException):
+    pass
+
+
+async def _killed_after_writing(w: World, vault: MemoryVault) -> None:
+    async def kill(vault_id: str, operation: str, name: str) -> None:
+        if operation == "set done":
+            raise _Killed
+
+    vault.hook = kill
+    with pytest.raises(_Killed):
+        await w.sync()
+    vault.hook = None
+    w.queues.messages.clear()
+    w.clock.advance(seconds=1000)
+    await w.engine.runs.cancel(str((await w.store.get_control("s")).active_run))
+
+
+@pytest.mark.parametrize("kind", [KV2, LISTED, PLAIN])
+@pytest.mark.parametrize("policy", list(ConflictPolicy))
+@pytest.mark.parametrize(("edited", "written"), [("source", "target"), ("target", "source")])
+async def test_what_a_killed_job_wrote_is_nobodys_edit(
+    tmp_path: Path, kind: Capabilities, policy: ConflictPolicy, edited: str, written: str
+) -> None:
+    async with world(tmp_path, vaults(kind=kind), two_way(conflict=policy, delete=PROPAGATE)) as w:
+        memory(w, edited).put("a", "1")
+        memory(w, edited).put("b", "1")
+        await w.sync()
+        memory(w, edited).put("a", "2")
+        await _killed_after_writing(w, memory(w, written))
+        assert memory(w, written).values()["a"] == {"value": "2"}
+        memory(w, edited).put("a", "3")
+        run = await w.sync()
+        assert run.status is RunStatus.SUCCEEDED
+        both = {"a": {"value": "3"}, "b": {"value": "1"}}
+        assert memory(w, "source").values() == memory(w, "target").values() == both
+        assert "conflict" not in await w.history()
+        again = await w.sync()
+        assert (again.written, again.deleted, again.conflicts) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("kind", [KV2, LISTED, PLAIN])
+async def test_a_deletion_after_a_killed_jobs_write_is_carried(tmp_path: Path, kind: Capabilities) -> None:
+    async with world(tmp_path, vaults(kind=kind), two_way(delete=PROPAGATE)) as w:
+        source, target = memory(w, "source"), memory(w, "target")
+        for name in ("a", "b"):
+            source.put(name, "1")
+        await w.sync()
+        source.put("a", "2")
+        await _killed_after_writing(w, target)
+        source.remove("a")
+        for _ in range(3):
+            await w.sync()
+        assert source.values() == target.values() == {"b": {"value": "1"}}
+
+
+async def test_the_history_says_what_a_killed_job_wrote(tmp_path: Path) -> None:
+    async with world(tmp_path, vaults(), two_way()) as w:
+        memory(w, "source").put("a", "1")
+        await _killed_after_writing(w, memory(w, "target"))
+        run = await w.sync()
+        assert (run.written, run.status) == (1, RunStatus.SUCCEEDED)
+        assert await w.history() == ["create"]
+
+
+# --- decisions that nobody could carry out ------------------------------------------------------------------------------
+
+
+async def test_a_decision_for_a_deletion_is_refused_where_nothing_is_deleted(tmp_path: Path) -> None:
+    sync = two_way(conflict=ConflictPolicy.MANUAL)
+    async with world(tmp_path, vaults(), sync) as w:
+        source, target = memory(w, "source"), memory(w, "target")
+        source.put("a", "1")
+        await w.sync()
+        source.remove("a")
+        target.put("a", "2")
+        await w.sync()
+        with pytest.raises(Refused, match=r"delete\.propagate is false"):
+            await w.engine.runs.resolve("s", "a", "source")
+        await w.engine.runs.resolve("s", "a", "target")
+        await w.drain()
+        assert source.values() == target.values() == {"a": {"value": "2"}}
+
+
+async def test_a_conflict_of_what_is_excluded_now_can_not_be_settled(tmp_path: Path) -> None:
+    sync = two_way(conflict=ConflictPolicy.MANUAL)
+    async with world(tmp_path, vaults(), sync) as w:
+        memory(w, "source").put("a", "1")
+        memory(w, "target").put("a", "2")
+        await w.sync()
+        w.syncs["s"] = replace(sync, exclude=("a",))
+        with pytest.raises(Refused, match="excluded by 'a'"):
+            await w.engine.runs.resolve("s", "a", "source")

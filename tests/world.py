@@ -96,7 +96,7 @@ class World:
             )
         )
 
-    async def drain(self, *, shuffle: random.Random | None = None, copies: int = 1, limit: int = 1000) -> None:
+    async def drain(self, *, shuffle: random.Random | None = None, copies: int = 1, limit: int = 10_000) -> None:
         """Deliver everything, delayed messages too, until nothing is left. A probe is left where it is."""
         engine = self.engine
         for _ in range(limit):

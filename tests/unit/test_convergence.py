@@ -47,8 +47,12 @@ class Watched(MemoryVault):
         self.wrongly_deleted: list[str] = []
 
     def put(self, name: str, fields: object) -> None:
+        # Where only the value tells, nobody can know that somebody else has written the same one again.
+        by_value = self.capabilities.fingerprint is FingerprintCost.VALUE
+        told = not by_value or self.values().get(name) != fields
         super().put(name, fields)  # type: ignore[arg-type]
-        self.by_hand.add(name)
+        if told:
+            self.by_hand.add(name)
 
     async def set_secret(self, name, secret, **options):  # type: ignore[no-untyped-def]
         before = len(self.writes)

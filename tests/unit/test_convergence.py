@@ -45,14 +45,16 @@ class Watched(MemoryVault):
         super().__init__(vault_id, capabilities)
         self.by_hand: set[str] = set()
         self.wrongly_deleted: list[str] = []
+        self.source: MemoryVault | None = None
+
+    def _looks_carried(self, name: str) -> bool:
+        """Where only values tell, what holds the source's value may be anybody's: nothing is lost with it."""
+        by_value = self.capabilities.fingerprint is FingerprintCost.VALUE
+        return by_value and self.source is not None and self.values()[name] in self.source.values().values()
 
     def put(self, name: str, fields: object) -> None:
-        # Where only the value tells, nobody can know that somebody else has written the same one again.
-        by_value = self.capabilities.fingerprint is FingerprintCost.VALUE
-        told = not by_value or self.values().get(name) != fields
         super().put(name, fields)  # type: ignore[arg-type]
-        if told:
-            self.by_hand.add(name)
+        self.by_hand.add(name)
 
     async def set_secret(self, name, secret, **options):  # type: ignore[no-untyped-def]
         before = len(self.writes)
@@ -63,7 +65,7 @@ class Watched(MemoryVault):
                 self.by_hand.discard(name)
 
     async def delete_secret(self, name, **options):  # type: ignore[no-untyped-def]
-        if name in self.by_hand and name in self.values():
+        if name in self.by_hand and name in self.values() and not self._looks_carried(name):
             self.wrongly_deleted.append(name)
         await super().delete_secret(name, **options)
 
@@ -77,6 +79,7 @@ class Convergence(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.folder = tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None)
         self.source, self.target = MemoryVault("source", reads), self.watched("target", writes)
+        self.target.source = self.source
         self.prefix = ""
         self.kills = 0
         self.stack = AsyncExitStack()

@@ -410,7 +410,7 @@ class Hub(TwoWay):
 
 
 _settings = settings(
-    max_examples=60,
+    max_examples=30,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from shared.errors import AccessDenied, InvalidSecret, SecretNotFound, Unavailable
 from shared.mapping import Digester
@@ -66,6 +66,20 @@ class Place:
             # It is there, and is nothing that we could have written.
             return Found(Entry(name), None, True) if self.vault.capabilities.fields else Found(None, None, True)
         return Found(secret.entry or Entry(name), self.digest(secret), True, secret)
+
+    async def current(self, listed: Entry) -> Entry | None:
+        """A listed secret with its fingerprint, at the least cost; None: it is gone. Raises any VaultError."""
+        cost = self.vault.capabilities.fingerprint
+        if cost is FingerprintCost.LISTED or not listed.live:
+            return listed if listed.live else None
+        try:
+            if cost is FingerprintCost.PER_SECRET:
+                entry = await self.vault.describe_secret(listed.name)
+                return entry if entry.live else None
+            secret = await self.vault.get_secret(listed.name)
+        except SecretNotFound:
+            return None
+        return replace(secret.entry or Entry(listed.name), fingerprint=self.fingerprint(secret))
 
     async def _tombstone(self, name: str) -> Found:
         # Where only values tell, what is gone tells nothing.

@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from shared.errors import AccessDenied, InvalidSecret, SecretNotFound, Unavailable
+from shared.engine.place import Place
+from shared.errors import AccessDenied, InvalidSecret, Unavailable
 from shared.mapping import Digester, Mapper, Naming, name_all, path_below, why_left_out
 from shared.model import Entry, ObjectState, ObjectStatus, Run, Sync, Target
 from shared.plan import Change, ChangeKind, compare, first_look, gone, guard, leftovers
@@ -63,18 +64,8 @@ class SourceView:
             return entry if entry.live else None
         asked = self._asked.get(path)
         if asked is None:
-            asked = self._asked[path] = asyncio.ensure_future(self._ask(entry.name))
+            asked = self._asked[path] = asyncio.ensure_future(Place(self.vault, self._digester).current(entry))
         return await asyncio.shield(asked)
-
-    async def _ask(self, name: str) -> Entry | None:
-        try:
-            if self.cost is FingerprintCost.PER_SECRET:
-                entry = await self.vault.describe_secret(name)
-                return entry if entry.live else None
-            secret = await self.vault.get_secret(name)
-            return replace(secret.entry or Entry(name), fingerprint=self._digester.fingerprint(secret.fields))
-        except SecretNotFound:
-            return None
 
 
 @dataclass
@@ -233,23 +224,13 @@ class TargetView:
         vault, listed = self.vault, self.listed
         if vault is None or listed is None:
             return None
-        cost = vault.capabilities.fingerprint
+        place = Place(vault, self.digester)
         found: dict[str, str | None] = {}
         for part in state.parts:
             entry = listed.get(vault.capabilities.names.key(part.name))
-            if entry is None or not entry.live:
-                continue
-            if cost is FingerprintCost.LISTED:
-                found[part.name] = entry.fingerprint
-                continue
-            with contextlib.suppress(SecretNotFound):
-                if cost is FingerprintCost.PER_SECRET:
-                    described = await vault.describe_secret(part.name)
-                    if described.live:
-                        found[part.name] = described.fingerprint
-                else:
-                    secret = await vault.get_secret(part.name)
-                    found[part.name] = self.digester.fingerprint(secret.fields)
+            current = None if entry is None else await place.current(entry)
+            if current is not None:
+                found[part.name] = current.fingerprint
         return found
 
     def missing(self, run: Run) -> list[Change]:

@@ -15,12 +15,12 @@ from collections.abc import Mapping, Sequence
 from shared.engine.field_changes import field_changes
 from shared.engine.survey import UNANSWERED, SourceView
 from shared.engine.two_way import Looks, Seat, TwoWayWork, agreed_part
-from shared.errors import AccessDenied, InvalidSecret, SecretNotFound, Unavailable, VaultError
+from shared.errors import AccessDenied, InvalidSecret, Unavailable, VaultError
 from shared.mapping import Naming, is_shared_name, name_all, why_left_out
 from shared.merge import Merge, Side, Verdict, merge
 from shared.model import SOURCE_SIDE, Entry, ObjectState, ObjectStatus, Run, Target
 from shared.plan import Change, ChangeKind, guard
-from shared.vault import FingerprintCost, check_name
+from shared.vault import check_name
 
 log = logging.getLogger("vaultferry.planner")
 
@@ -218,7 +218,7 @@ class TwoWayView:
         if listed is not None and not listed.enabled:
             return None
         try:
-            entry = None if listed is None else await self._entry(seat, listed)
+            entry = None if listed is None else await seat.place.current(listed)
         except Unavailable as error:
             self._leave_out(seat, error)
             return None
@@ -227,21 +227,6 @@ class TwoWayView:
         if agreed is not None and agreed.fingerprint is not None and entry.fingerprint == agreed.fingerprint:
             return Side(seat.id, base, base)
         return Side(seat.id, seat.id, base)
-
-    async def _entry(self, seat: Seat, listed: Entry) -> Entry | None:
-        """A target's secret with its fingerprint; None: it is gone. Raises any VaultError but SecretNotFound."""
-        vault = seat.place.vault
-        cost = vault.capabilities.fingerprint
-        if cost is FingerprintCost.LISTED or not listed.live:
-            return listed if listed.live else None
-        try:
-            if cost is FingerprintCost.PER_SECRET:
-                entry = await vault.describe_secret(listed.name)
-                return entry if entry.live else None
-            secret = await vault.get_secret(listed.name)
-        except SecretNotFound:
-            return None
-        return Entry(listed.name, seat.place.fingerprint(secret))
 
     async def look_again(self, paths: Sequence[str]) -> None:
         """Find out which of the paths that an earlier job compared are to be deleted: nobody wrote that down."""

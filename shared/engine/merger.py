@@ -19,7 +19,7 @@ from shared.engine.path_work import Later
 from shared.engine.place import Place
 from shared.engine.probe import Prober
 from shared.engine.runs import Runs
-from shared.engine.settling import BATCH, CLAIM, Results, Settler, next_claim, put_off
+from shared.engine.settling import BATCH, CLAIM, Results, Settler, next_claim, put_off, settled_by
 from shared.engine.two_way import Ended, Seat, Told, TwoWayWork
 from shared.errors import ConfigError, InvalidSecret, VaultError
 from shared.history import Save
@@ -187,7 +187,7 @@ class Merger:
     ) -> None:
         now = self._in.clock()
         before = await self.rows(work.sync, paths)
-        claimed = await self._claim(work, before, now, results)
+        claimed = await self._claim(work, op, before, now, results)
 
         async def one(path: str) -> Ended:
             return await work.run(op, path, before[path], claimed[path], now + CLAIM, told.get(path))
@@ -211,15 +211,19 @@ class Merger:
             self._count(work, path, result, path in lost, results)
 
     async def _claim(
-        self, work: TwoWayWork, before: Mapping[str, Rows], now: datetime, results: Came
+        self, work: TwoWayWork, op: Op, before: Mapping[str, Rows], now: datetime, results: Came
     ) -> dict[str, dict[str, ObjectState]]:
-        """Claim what nobody else works on; the rest is busy."""
+        """Claim what nobody else works on; the rest is settled already, or busy."""
         first = work.sync.targets[0].id
         saves: list[Save] = []
         for path, rows in before.items():
             row = rows[first]
             if row.claim_left(now):
                 results.later[path] = Later(busy=True)
+                continue
+            if work.run_id is not None and not row.claim and settled_by(row, work.run_id, op):
+                # This run has dealt with it, and died before it could say so.
+                results.outcomes[path] = row.outcome
                 continue
             of_run = (row.run_id, row.outcome) if work.run_id is None else (work.run_id, Outcome.OPEN)
             claim = next_claim(self._store.owner)

@@ -16,7 +16,7 @@ from shared.errors import ConfigError, StoreError, Unsupported, VaultError
 from shared.history import Save
 from shared.mapping import Mapper
 from shared.metadata import why_not
-from shared.model import Action, Event, ObjectState, ObjectStatus, Outcome, Part, RetryPolicy, Sync, Target
+from shared.model import Action, Event, ObjectState, ObjectStatus, Op, Outcome, Part, RetryPolicy, Sync, Target
 
 log = logging.getLogger("vaultferry.writer")
 
@@ -274,6 +274,13 @@ def _given_back(work: PathWork, each: Claimed, later: Later, final: bool) -> tup
         return Save(replace(state, status=status, error=str(later.error) if later.error else state.error)), later
     failed = replace(state, status=ObjectStatus.FAILED, error=str(later.error), transient=True)
     return Save(failed, fail_event(before, failed, work.run_id, work.attempt)), Outcome.FAILED
+
+
+def settled_by(state: ObjectState, run_id: str, op: Op) -> bool:
+    """Whether a run has settled a path already, by a job of the same sort."""
+    if state.run_id != run_id or state.status is ObjectStatus.PENDING or state.outcome is Outcome.OPEN:
+        return False
+    return (state.outcome is Outcome.DELETED) == (op is Op.DELETE)
 
 
 def next_claim(owner: str) -> str:

@@ -2,7 +2,8 @@
 
 Nothing is written on the strength of what is remembered alone: each side is read first. With compare-and-set a write then
 expects the version that was read; without it, the side is read once more just before, and once more after. Whoever wrote in
-between is looked at anew. A crash needs no repair: sides that hold one value agree, whoever gave it to them.
+between is looked at anew. What is about to be written, and what is lost by it, is noted before: after a crash, sides that
+hold one value agree, and what a job has written is nobody's edit.
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ from shared.engine.planned_work import PlannedWork
 from shared.engine.probe import Prober
 from shared.engine.runs import ATTEMPTS_TO_SAVE, Runs
 from shared.engine.saved_plan import SavedPlans, carries_out_plan
-from shared.engine.settling import BATCH, Claimed, Results, Settler, put_off
+from shared.engine.settling import BATCH, Claimed, Results, Settler, put_off, settled_by
 from shared.errors import ConfigError, StoreError, VaultError
 from shared.jobs import WriteJob
-from shared.model import Chunk, ObjectState, ObjectStatus, Op, Outcome, Part, Run, RunStatus, Sync, Target
+from shared.model import Chunk, ObjectState, Outcome, Part, Run, RunStatus, Sync, Target
 from shared.pacing import counting
 
 log = logging.getLogger("vaultferry.writer")
@@ -118,11 +118,7 @@ class Writer:
 
     async def _merge(self, run: Run, sync: Sync, chunk: Chunk, job: WriteJob, paths: Sequence[str]) -> Results:
         came = Came()
-        for path, state in (await self._store.get_objects(sync.id, sync.targets[0].id, paths)).items():
-            if not state.claim and _settled_by(state, job, chunk.op):
-                came.outcomes[path] = state.outcome
-        due = [path for path in paths if path not in came.outcomes]
-        await self._merger.settle(sync, chunk.op, due, came, run_id=run.run_id, attempt=job.attempt)
+        await self._merger.settle(sync, chunk.op, paths, came, run_id=run.run_id, attempt=job.attempt)
         if came.deletes:
             # What was deleted since the plan was made is the next plan's to count.
             await self._runs.recover(sync.id)
@@ -140,7 +136,7 @@ class Writer:
             state = known.get(path) or ObjectState(job.sync, job.target, path)
             if state.claim_left(now):
                 results.later[path] = Later(busy=True)
-            elif _settled_by(state, job, chunk.op):
+            elif settled_by(state, job.run, chunk.op):
                 # This run has dealt with it, and died before it could say so.
                 results.outcomes[path] = state.outcome
             else:
@@ -182,10 +178,3 @@ class Writer:
 
 def _open_paths(chunk: Chunk) -> list[str]:
     return [path for path, letter in zip(chunk.paths, chunk.outcomes, strict=True) if letter == Outcome.OPEN]
-
-
-def _settled_by(state: ObjectState, job: WriteJob, op: Op) -> bool:
-    """Whether this run has settled this path already, by a job of the same sort."""
-    if state.run_id != job.run or state.status is ObjectStatus.PENDING or state.outcome is Outcome.OPEN:
-        return False
-    return (state.outcome is Outcome.DELETED) == (op is Op.DELETE)

@@ -296,7 +296,7 @@ module senderRoles 'modules/queue-sender.bicep' = [for (id, i) in eventKeyVaults
   name: 'sender-role-${i}-${token}'
   params: {
     storageName: storage.outputs.name
-    sourceId: id
+    queueName: workQueues[1]
     principalId: topics[i].outputs.principalId
   }
 }]

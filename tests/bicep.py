@@ -298,6 +298,8 @@ class _Evaluation:
                 return json.dumps(what, separators=(",", ":"))
             case "loadJsonContent", [path]:
                 return json.loads((self._file.path.parent / path).read_text("utf-8"))
+            case "environment", []:
+                return self._given["environment"]
             case "guid" | "uniqueString" | "resourceGroup" | "subscription", _:
                 return {"id": "id", "location": "westeurope", "tenantId": "tenant"} if not values else "token"
         raise NotImplementedError(text(function))

@@ -26,7 +26,7 @@ var places = [
   {
     service: 'vault'
     resourceId: keyVaultId
-    zone: 'privatelink.vaultcore.azure.net'
+    zone: 'privatelink${replace(environment().suffixes.keyvaultDns, '.vault.', '.vaultcore.')}'
   }
 ]
 
@@ -49,6 +49,8 @@ resource links 'Microsoft.Network/privateDnsZones/virtualNetworkLinks@2024-06-01
   }
 }]
 
+// One after the other: a storage account refuses a second one while it is busy with the first.
+@batchSize(1)
 resource endpoints 'Microsoft.Network/privateEndpoints@2024-05-01' = [for place in places: {
   name: '${prefix}${last(split(place.resourceId, '/'))}-${place.service}'
   location: location

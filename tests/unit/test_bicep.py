@@ -108,6 +108,14 @@ REFUSED_BY_FLEX = {
     *("FUNCTIONS_WORKER_RUNTIME", "FUNCTIONS_EXTENSION_VERSION", "SCM_DO_BUILD_DURING_DEPLOYMENT"),
     *("WEBSITE_RUN_FROM_PACKAGE", "ENABLE_ORYX_BUILD", "WEBSITE_CONTENTSHARE", "WEBSITE_VNET_ROUTE_ALL"),
 }
+PROPERTIES_REFUSED_BY_FLEX = {
+    # Each ends the deployment: "The following site configuration property (…) for Flex Consumption sites is invalid."
+    # The same page lists them.
+    *("alwaysOn", "containerSize", "ftpsState", "functionAppScaleLimit", "isReserved", "isXenon", "javaVersion"),
+    *("linuxFxVersion", "netFrameworkVersion", "powerShellVersion", "preWarmedInstanceCount"),
+    *("use32BitWorkerProcess", "vnetBackupRestoreEnabled", "vnetContentShareEnabled", "vnetImagePullEnabled"),
+    *("vnetRouteAllEnabled", "windowsFxVersion"),
+}
 
 
 def ids(path: Path) -> str:
@@ -335,7 +343,6 @@ SAFE = {
         "properties.httpsOnly": "true",
         "properties.siteConfig.minTlsVersion": "'1.2'",
         "properties.siteConfig.scmMinTlsVersion": "'1.2'",
-        "properties.siteConfig.ftpsState": "'Disabled'",
         "identity.type": "'UserAssigned'",
     },
     "Microsoft.Web/sites/basicPublishingCredentialsPolicies": {"properties.allow": "false"},
@@ -369,6 +376,24 @@ def test_with_a_private_network_the_storage_account_opens_for_event_grid_only() 
         assert storage.value(acls, values) == {"bypass": "AzureServices", "defaultAction": action}
 
 
+def test_a_role_that_is_given_anew_has_a_name_of_its_own(file: Bicep) -> None:
+    # Azure refuses to change whom an assignment is for, and a topic or identity that was made anew is somebody else.
+    for name, resource in file.resources.items():
+        if resource.type == "Microsoft.Authorization/roleAssignments":
+            assert "principalId" in text(properties(resource.body)["name"]), name
+
+
+def test_a_topic_may_write_into_the_queue_of_events_alone() -> None:
+    # Whoever may change a topic may have it write wherever it is allowed to, such as among the jobs.
+    sender = Bicep(INFRA / "modules" / "queue-sender.bicep")
+    (assignment,) = (each for each in sender.resources.values() if not each.existing)
+    scope = sender.resources[text(properties(assignment.body)["scope"])]
+    assert scope.type == "Microsoft.Storage/storageAccounts/queueServices/queues"
+    assert text(properties(scope.body)["name"]) == "queueName"
+    given_to = MAIN.modules["senderRoles"].given["queueName"]
+    assert text(given_to) == text(MAIN.modules["subscriptions"].given["queueName"])
+
+
 def test_only_target_vaults_may_be_written() -> None:
     role = Bicep(INFRA / "modules" / "vault-role.bicep")
     for module, source, write in (("sourceRoles", "sourceKeyVaults", False), ("targetRoles", "targetKeyVaults", True)):
@@ -378,7 +403,54 @@ def test_only_target_vaults_may_be_written() -> None:
         assert role.value(role.variables["role"], {"write": write}) == wanted
 
 
+# --- the private network --------------------------------------------------------------------------------------------
+
+
+def test_private_endpoints_are_made_one_after_the_other() -> None:
+    # Two at once on one storage account: StorageAccountOperationInProgress
+    # (https://github.com/Azure/bicep-registry-modules/issues/6001).
+    endpoints = Bicep(INFRA / "modules" / "endpoints.bicep")
+    assert "@batchSize(1)\nresource endpoints 'Microsoft.Network/privateEndpoints@" in endpoints.source
+
+
+@pytest.mark.parametrize(
+    ("storage", "key_vault", "zones"),
+    [
+        (
+            "core.windows.net",
+            ".vault.azure.net",
+            [
+                *("privatelink.blob.core.windows.net", "privatelink.queue.core.windows.net"),
+                *("privatelink.table.core.windows.net", "privatelink.vaultcore.azure.net"),
+            ],
+        ),
+        (
+            "core.usgovcloudapi.net",
+            ".vault.usgovcloudapi.net",
+            [
+                *("privatelink.blob.core.usgovcloudapi.net", "privatelink.queue.core.usgovcloudapi.net"),
+                *("privatelink.table.core.usgovcloudapi.net", "privatelink.vaultcore.usgovcloudapi.net"),
+            ],
+        ),
+    ],
+)
+def test_the_private_zones_are_those_of_the_cloud(storage: str, key_vault: str, zones: list[str]) -> None:
+    # https://learn.microsoft.com/azure/private-link/private-endpoint-dns
+    endpoints = Bicep(INFRA / "modules" / "endpoints.bicep")
+    cloud = {"suffixes": {"storage": storage, "keyvaultDns": key_vault}}
+    values = {"environment": cloud, "storageId": "s", "keyVaultId": "k"}
+    assert [place["zone"] for place in endpoints.value(endpoints.variables["places"], values)] == zones
+
+
 # --- Flex Consumption -----------------------------------------------------------------------------------------------
+
+
+def test_the_site_has_no_property_that_flex_consumption_refuses() -> None:
+    refused = {name.lower() for name in PROPERTIES_REFUSED_BY_FLEX}
+    body = APP.resources["site"].body
+    said = {text(node.children[0]).lower() for node in walk(body) if node.type == "object_property"}
+    assert "minTlsVersion".lower() in said
+    assert said & refused == set()
 
 
 def test_always_ready_instances_are_of_functions_that_there_are(tmp_path: Path) -> None:
@@ -425,6 +497,22 @@ def test_queries_speak_of_functions_lines_and_counts_that_there_are() -> None:
         known = {*COUNTS, "message", "sync", "run", "level"}
         assert set(re.findall(r"line\.(\w+)", query)) <= known
         assert query.count("(") == query.count(")")
+
+
+def test_what_is_written_down_late_is_still_looked_at() -> None:
+    # Lines take minutes to arrive. A look each hour at the last hour alone would miss those of its last minutes.
+    alerts = Bicep(INFRA / "modules" / "alerts.bicep")
+    rule = at(alerts.resources["rules"].body, "properties")
+    assert rule is not None
+    assert (plain(properties(rule)["evaluationFrequency"]), plain(properties(rule)["windowSize"])) == ("PT1H", "PT2H")
+    values = {"watchedSyncs": ["hub-to-prod"], "noSuccessHours": 26, "relaySilentHours": 2}
+    always, absent = (
+        [each["query"] for name in names for each in alerts.value(alerts.variables[name], values)]
+        for names in (["always"], ["watch", "relay"])
+    )
+    assert all("TimeGenerated > ago(2h)" in query for query in always)
+    # A row that stands for what did not happen lies within the window wherever that begins and ends, to the minute.
+    assert all(query.endswith("| extend TimeGenerated = ago(1h)") for query in absent)
 
 
 def test_without_watched_syncs_and_a_relay_nobody_waits_for_them() -> None:

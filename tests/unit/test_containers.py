@@ -432,6 +432,11 @@ def test_serves_parts_find_each_other() -> None:
     assert deployment["spec"]["template"]["spec"]["serviceAccountName"] == account["metadata"]["name"]
 
 
+def test_the_environment_of_serve_is_what_it_was_given() -> None:
+    # https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+    assert serve_deployment()["spec"]["template"]["spec"]["enableServiceLinks"] is False
+
+
 def test_no_credential_stands_in_a_manifest() -> None:
     serve, relay = (container for _, container, _ in containers())
     assert serve["envFrom"] == [{"secretRef": {"name": "vaultferry"}}]

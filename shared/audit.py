@@ -73,13 +73,13 @@ def project(entry: Any, vault: str | None = None) -> AuditNotice | GapNotice | N
         return None
     if not isinstance(request, dict):
         raise Unreadable("an entry without a request")
-    operation, path = request.get("operation"), request.get("path")
-    if not isinstance(operation, str) or not isinstance(path, str):
+    operation, whole = request.get("operation"), request.get("path")
+    if not isinstance(operation, str) or not isinstance(whole, str):
         raise Unreadable("an entry without operation or path")
     if operation not in CHANGING:
         return None
     namespace = _namespace(request.get("namespace"))
-    path = path.removeprefix(namespace)
+    path = whole.removeprefix(namespace)
     if path in WHOLESALE:
         return GapNotice(path.removeprefix("sys/"), vault)
     if path.startswith(POLICY_PATHS):
@@ -89,10 +89,12 @@ def project(entry: Any, vault: str | None = None) -> AuditNotice | GapNotice | N
     mount = request.get("mount_point")
     if not isinstance(mount, str) or not mount.endswith("/"):
         raise Unreadable("an entry without its mount")
-    mount = mount.removeprefix(namespace)
-    if not path.startswith(mount):
+    mount = mount.removeprefix(namespace) or mount
+    # Told with the namespace before it or without, which a mount that is called as its namespace is can leave open.
+    below = {each.removeprefix(mount) for each in (whole, path) if each.startswith(mount)}
+    if len(below) != 1:
         raise Unreadable("an entry whose path is not in its mount")
-    path = _checked(path.removeprefix(mount))
+    path = _checked(below.pop())
     # Only there is it a version: elsewhere a number in an answer could be a secret's.
     tells = operation in ("update", "patch") and path.startswith("data/")
     return AuditNotice(_text_only(mount), path, namespace, _version(entry.get("response")) if tells else None, vault)

@@ -131,6 +131,9 @@ def test_the_cheap_test_is_not_led_astray_by_the_names_in_the_answer_to_a_read()
             change("policy/p", namespace="team/", mount="sys/"),
         ),
         ({"id": "x1", "path": "team/"}, "team/sys/remount", "sys/", GapNotice("remount")),
+        # A mount may be called as its namespace is.
+        ({"id": "x1", "path": "kv/"}, "kv/data/a", "kv/kv/", change("data/a", namespace="kv/", mount="kv/")),
+        ({"id": "x1", "path": "kv/"}, "kv/data/a", "kv/", change("data/a", namespace="kv/", mount="kv/")),
         ({"id": "root", "path": ""}, "secret/data/a", "secret/", change("data/a")),
         ({"id": "root"}, "secret/data/a", "secret/", change("data/a")),
         ({}, "secret/data/a", "secret/", change("data/a")),
@@ -194,6 +197,8 @@ def test_what_is_no_object_is_unreadable_and_never_quoted(text: bytes, why: str)
         entry(path="secret/data/\ud800"),
         entry(namespace={"id": "x", "path": "\udfff"}),
         entry(path="\ud800/data/a", mount="\ud800/"),
+        # `kv/data/a` in the mount, or `data/a`, with the namespace before it: nobody knows.
+        entry(path="kv/kv/data/a", mount="kv/kv/", namespace={"id": "x", "path": "kv/"}),
     ],
 )
 def test_what_is_no_entry_or_leaves_its_place_is_unreadable(given: Any) -> None:

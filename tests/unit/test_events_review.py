@@ -14,7 +14,7 @@ from shared import jobs
 from shared.engine import delete_window, shared_reads
 from shared.engine.path_work import PathWork
 from shared.engine.shared_reads import SharedReads
-from shared.errors import AccessDenied, ConfigError, Unavailable
+from shared.errors import AccessDenied, ConfigError, StoreError, Unavailable
 from shared.model import ObjectStatus, OnExisting, RetryPolicy, RunStatus, Secret, Source
 from shared.notices import GapNotice
 from shared.vault import NameRule, Vault
@@ -287,6 +287,23 @@ async def test_deletes_that_are_held_back_one_by_one_share_a_run_and_a_count(
         await w.engine.runs.approve(blocked.run_id)
         await w.drain()
         assert target.values() == source.values()
+
+
+async def test_deletes_that_can_not_be_counted_do_not_happen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way(delete=PROPAGATE)) as w:
+        source.put("p", "1")
+        await w.sync()
+        source.remove("p")
+
+        async def taken_by_others(_: object) -> bool:
+            return False
+
+        with monkeypatch.context() as busy:
+            busy.setattr(w.store, "save_control", taken_by_others)
+            with pytest.raises(StoreError, match="keeps changing"):
+                await told(w, "p")
+        assert set(target.values()) == {"p"}
 
 
 async def test_a_run_that_was_put_off_is_begun_by_the_next_event_too(tmp_path: Path) -> None:

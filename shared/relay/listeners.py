@@ -12,7 +12,7 @@ import logging
 import os
 import socket
 import stat
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from shared.errors import ConfigError
 from shared.relay.addresses import Address
@@ -28,6 +28,9 @@ RECEIVE_BUFFER = 8 * 1024 * 1024
 """Bytes that the kernel is asked to keep for us while we do something else."""
 MAX_CONNECTIONS = 64
 """A listener's. Each Vault has one."""
+KEEPALIVE = (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4))
+"""Seconds of silence after which the other end is asked whether it is there, seconds between two such questions, and how
+many may stay unanswered. A Vault whose machine or network is gone would else keep its connection for ever: tcp(7)."""
 MAX_BEGUN = 64 * 1024 * 1024
 """Bytes of frames that have not ended yet, on all connections of a listener."""
 
@@ -75,50 +78,73 @@ class UdpListener:
     def __init__(self, address: Address, ears: Ears) -> None:
         self.address = address
         self._ears = ears
-        self._socket: socket.socket | None = None
-        self._drops = 0
+        self._sockets: dict[socket.socket, int] = {}
+        """Each with the kernel's last count of what it dropped. One, unless the host has several addresses."""
 
     async def open(self) -> None:
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.getaddrinfo(
-                self.address.host, self.address.port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
-            )
-            family, kind, protocol, _, where = found[0]
-            self._socket = socket.socket(family, kind | getattr(socket, "SOCK_CLOEXEC", 0), protocol)
-            self._socket.setblocking(False)
-            self._ask_for_room(self._socket)
-            self._socket.bind(where)
+            await self._bind_all()
         except OSError as error:
-            if self._socket is not None:
-                self._socket.close()
-                self._socket = None
+            self._close()
             raise _not_listening(self.address, error) from None
-        self.address = Address("udp", self.address.host, self._socket.getsockname()[1])
-        loop.add_reader(self._socket, self._read, self._socket)
+        for receiver in self._sockets:
+            loop.add_reader(receiver, self._read, receiver)
+
+    async def _bind_all(self) -> None:
+        """Whoever sends to localhost may mean ::1 or 127.0.0.1, and is not told when nobody listens there."""
+        found = await asyncio.get_running_loop().getaddrinfo(
+            self.address.host, self.address.port, type=socket.SOCK_DGRAM, flags=socket.AI_PASSIVE
+        )
+        missing: OSError | None = None
+        for family, _, _, _, where in dict.fromkeys(found):
+            try:
+                self._bind(family, (where[0], self.address.port, *where[2:]))
+            except OSError as error:
+                # Of a name's addresses, this machine need not have all: without IPv6, localhost is ::1 all the same.
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                missing = error
+        if missing is not None and not self._sockets:
+            raise missing
+
+    def _bind(self, family: int, where: tuple[Any, ...]) -> None:
+        receiver = socket.socket(family, socket.SOCK_DGRAM)
+        try:
+            receiver.setblocking(False)
+            receiver.bind(where)
+        except OSError:
+            receiver.close()
+            raise
+        self._sockets[receiver] = 0
+        self._ask_for_room(receiver)
+        self.address = Address("udp", self.address.host, receiver.getsockname()[1])
 
     def watch(self) -> None:
-        if self._socket is None:
-            return
-        drops = kernel_drops(os.fstat(self._socket.fileno()).st_ino)
-        if drops is None or drops == self._drops:
-            return
-        # The kernel's count is of 32 bits.
-        self._ears.dropped_by_kernel((drops - self._drops) % (1 << 32))
-        self._drops = drops
-        self._ears.gap(KERNEL)
+        for receiver, before in self._sockets.items():
+            drops = kernel_drops(os.fstat(receiver.fileno()).st_ino)
+            if drops is None or drops == before:
+                continue
+            # The kernel's count is of 32 bits.
+            self._ears.dropped_by_kernel((drops - before) % (1 << 32))
+            self._sockets[receiver] = drops
+            self._ears.gap(KERNEL)
 
     async def aclose(self) -> None:
-        if self._socket is None:
-            return
-        for _ in range(100):
-            # What has come is heard before the socket is gone.
-            if not self._read(self._socket):
-                break
+        for receiver in self._sockets:
+            for _ in range(100):
+                # What has come is heard before the socket is gone.
+                if not self._read(receiver):
+                    break
         self.watch()
-        asyncio.get_running_loop().remove_reader(self._socket)
-        self._socket.close()
-        self._socket = None
+        for receiver in self._sockets:
+            asyncio.get_running_loop().remove_reader(receiver)
+        self._close()
+
+    def _close(self) -> None:
+        for receiver in self._sockets:
+            receiver.close()
+        self._sockets = {}
 
     def _read(self, receiver: socket.socket) -> bool:
         """Read what is there; whether there may be more."""
@@ -178,6 +204,7 @@ class StreamListener:
         """Set when the last connection ends."""
         self._server: asyncio.Server | None = None
         self._file: tuple[int, int] | None = None
+        self._said_full = False
 
     async def open(self) -> None:
         loop = asyncio.get_running_loop()
@@ -212,6 +239,14 @@ class StreamListener:
                     os.unlink(self.address.path)
             self._file = None
 
+    def has_room(self) -> bool:
+        """For one more connection. Said once while there is none: who is not let in tries again with each request."""
+        full = len(self.connections) >= MAX_CONNECTIONS
+        if full and not self._said_full:
+            log.warning("%s has %d connections: no more are taken", self.address, MAX_CONNECTIONS)
+        self._said_full = full
+        return not full
+
     @property
     def begun(self) -> int:
         return sum(connection.frames.kept for connection in self.connections)
@@ -244,10 +279,11 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        if len(self._listener.connections) >= MAX_CONNECTIONS:
-            log.warning("%s has %d connections: no more are taken", self._listener.address, MAX_CONNECTIONS)
+        if not self._listener.has_room():
             self._transport.abort()
             return
+        if self._listener.address.kind == "tcp":
+            _keep_alive(transport.get_extra_info("socket"))
         self._listener.connections.add(self)
         self._listener.quiet.clear()
 
@@ -276,6 +312,15 @@ class _Connection(asyncio.Protocol):
     def hang_up(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+
+
+def _keep_alive(connected: socket.socket) -> None:
+    # Some systems refuse it for one that is gone already.
+    with contextlib.suppress(OSError):
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEPALIVE:
+            if hasattr(socket, name):
+                connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 # --- what can go wrong ------------------------------------------------------------------------------------------------

@@ -129,11 +129,13 @@ class _Setup:
         return self._show(after)
 
     async def _enable(self, before: list[Device], wanted: Device, file: Device | None) -> None:
-        if not before:
+        if _ends_there_alone(before, wanted):
             if file is None:
+                same = ", ".join(device.path for device in before)
+                but = f" but {same}, at {wanted.place} too" if same else ""
                 raise Refused(
-                    f"Vault {self._id} has no other audit device, and with the relay's alone it would answer nothing any "
-                    "more as soon as the relay does not. Add another one first; this adds a file: "
+                    f"Vault {self._id} has no other audit device{but}, and with the relay's alone it would answer nothing "
+                    "any more as soon as the relay does not. Add another one first; this adds a file: "
                     + self._command(f"--add-file /var/log/vault/audit.log {_arguments(wanted)}")
                 )
             await self._devices.enable(file)
@@ -174,9 +176,12 @@ class _Setup:
     def _show(self, found: list[Device]) -> int:
         ours = _ours(found)
         warnings = list(ours.doubts) if ours else []
-        if ours and len(found) == 1:
+        if ours and _ends_there_alone(found, ours):
             warnings.append(
                 f"{ours.path} is the only audit device: when its relay does not answer, Vault answers nothing; add another"
+                if len(found) == 1
+                else f"Vault has no other audit device than what sends to {ours.place}: when nobody answers there, Vault "
+                "answers nothing; add another"
             )
         if not found and self._done:
             warnings.append("Vault has no audit device any more: nobody writes down who did what")
@@ -210,6 +215,11 @@ class _Setup:
 
 def _ours(found: list[Device]) -> Device | None:
     return next((device for device in found if device.ours), None)
+
+
+def _ends_there_alone(found: list[Device], device: Device) -> bool:
+    """Whether all of Vault's devices stop taking entries with whatever listens for this one."""
+    return all(each.place == device.place for each in found)
 
 
 def _arguments(device: Device) -> str:

@@ -165,6 +165,21 @@ async def test_another_device_makes_a_further_file_needless(vault: AnyVault, her
         assert set(await devices(vault)) == {"log/", "vaultferry/"}
 
 
+async def test_a_device_that_ends_where_ours_does_is_no_other_one(vault: AnyVault, here: Here, tmp_path: Path) -> None:
+    async with Sink("tcp") as relay:
+        await vault.enable("byhand", "socket", **relay.options)
+        refused = await here.setup("hub", "--address", relay.address)
+        assert refused.code == 1
+        assert f"has no other audit device but byhand/, at tcp://{relay.address} too" in refused.err
+        assert list(await devices(vault)) == ["byhand/"]
+        added = await here.setup("hub", "--address", relay.address, "--add-file", str(tmp_path / "audit.log"))
+        assert added.code == 0, added.err
+        assert "only audit device" not in added.err
+        await vault.fine("DELETE", "sys/audit/file")
+        alone = await here.setup("hub")
+        assert "no other audit device than what sends to" in alone.err
+
+
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 async def test_where_no_relay_answers_vault_refuses_and_a_person_is_told_why(
     vault: AnyVault, here: Here, kind: Kind, tmp_path: Path

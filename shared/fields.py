@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from shared.errors import InvalidSecret
 from shared.model import Fields
+from shared.numbers import InexactNumber, exact_float
 from shared.onestring import to_json
 from shared.patterns import matching
 from shared.rules import Build, FieldRules, Form
@@ -47,25 +48,53 @@ def as_text(value: Any) -> str:
     return value if isinstance(value, str) else to_json({"value": value})[len('{"value":') : -1]
 
 
+class NotJson(Exception):
+    """A text that can not be taken for JSON: why, in words that quote nothing of it."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why)
+        self.why = why
+
+
 def json_of(value: Any) -> Any:
-    """What a field's text says as JSON, or the value itself where it is no text. Raises ValueError, RecursionError."""
-    return json.loads(value, parse_constant=_refuse) if isinstance(value, str) else value
+    """What a field's text says as JSON, or the value itself where it is no text. Raises NotJson, also for JSON of which
+    something would be lost without a word: a number that is rounded, a key that stands there twice."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return _READER.decode(value)
+    except InexactNumber:
+        why = "holds a number that can not be carried exactly; as text it can"
+    except (ValueError, RecursionError):
+        why = "is not JSON"
+    raise NotJson(why)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise NotJson("holds JSON with one key twice")
+    return found
 
 
 def _refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is not JSON")
 
 
+_READER = json.JSONDecoder(parse_float=exact_float, parse_constant=_refuse, object_pairs_hook=_once)
+
+
 # --- one rule after the other -------------------------------------------------------------------------------------
 
 
 def _split(name: str, fields: Mapping[str, Any], note: Note) -> dict[str, Any]:
+    why = "is not a JSON object"
     try:
         parts = json_of(fields[name])
-    except (ValueError, RecursionError):
-        parts = None
+    except NotJson as error:
+        parts, why = None, error.why
     if not isinstance(parts, dict):
-        raise InvalidSecret(f"its field {name!r} is not a JSON object, so it can not be taken apart (fields.split)")
+        raise InvalidSecret(f"its field {name!r} {why}, so it can not be taken apart (fields.split)")
     rest = {key: value for key, value in fields.items() if key != name}
     for key in parts:
         if key in rest:

@@ -6,13 +6,13 @@ Encryption is by age (https://age-encryption.org): many can be given the right t
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from shared.errors import ConfigError, InvalidSecret
-from shared.fields import Note, as_text, json_of
+from shared.fields import Note, NotJson, as_text, json_of
 from shared.model import Fields
 from shared.patterns import matching
 from shared.rules import KEYS, Base64, Decrypt, Encrypt, Ends, Fill, JsonPick, Step, Trim
@@ -111,15 +111,56 @@ def _pick(expression: str, name: str, value: Any, where: str) -> Any:
 
     try:
         found = jmespath.search(expression, json_of(value))
-    except JMESPathError:
+    except NotJson as error:
+        why = error.why
+    except (JMESPathError, *_OF_PYTHON):
         why = "does not fit the expression"
-    except (ValueError, RecursionError):
-        why = "is not JSON"
     else:
         if found is not None:
             return found
         why = "holds nothing at that place"
     raise InvalidSecret(f"its field {name!r} {why} {where}")
+
+
+_OF_PYTHON = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What jmespath lets through where a value is not what an expression expects, as in `a > `1`` with a text."""
+
+
+def check_expression(text: str) -> None:
+    """Raises ConfigError for what is no JMESPath expression, or calls a function that there is not, or calls one wrongly."""
+    import jmespath
+    from jmespath.exceptions import JMESPathError
+
+    try:
+        parsed = jmespath.compile(text).parsed
+    except JMESPathError:
+        parsed = None
+    if parsed is None:
+        raise ConfigError("not a JMESPath expression")
+    for name, given in _calls(parsed):
+        _check_call(name, given)
+
+
+def _calls(node: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """The functions that a parsed expression calls, each with the number of its arguments."""
+    if node["type"] == "function_expression":
+        yield node["value"], len(node["children"])
+    for child in node["children"]:
+        if isinstance(child, Mapping):
+            yield from _calls(child)
+
+
+def _check_call(name: str, given: int) -> None:
+    from jmespath.functions import Functions
+
+    known = Functions.FUNCTION_TABLE
+    if name not in known:
+        raise ConfigError(f"an unknown function; there are {', '.join(sorted(known))}")
+    signature = known[name]["signature"]
+    many = bool(signature[-1].get("variadic"))
+    if given < len(signature) or (given > len(signature) and not many):
+        expected = f"{'at least ' if many else ''}{len(signature)}"
+        raise ConfigError(f"a wrong number of arguments: {name} takes {expected}, not {given}")
 
 
 # --- age ----------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from shared.model import Granularity, NameEncoding, OnExisting
 from shared.rules import KEYS, Aspect, Ends
 from shared.settings import Settings
 from shared.templates import Template, TemplateError, of_path, parse
-from shared.transforms import FILL_PLACEHOLDERS, check_recipients, read_identities
+from shared.transforms import FILL_PLACEHOLDERS, check_expression, check_recipients, read_identities
 
 ID = re.compile(r"[a-z][a-z0-9-]{0,39}")
 ID_WORDING = "expected a lower-case letter, then up to 39 lower-case letters, digits and '-'"
@@ -125,15 +125,11 @@ def _field(text: str) -> str:
 
 
 def _expression(text: str) -> str:
-    import jmespath
-    from jmespath.exceptions import JMESPathError
-
     try:
-        jmespath.compile(text)
+        check_expression(text)
         return text
-    except JMESPathError:
-        pass
-    raise invalid("not a JMESPath expression", "as in data.password or items[0].value: https://jmespath.org")
+    except ConfigError as error:
+        raise invalid(str(error), "as in data.password or items[0].value: https://jmespath.org") from None
 
 
 def _recipients(texts: list[str]) -> list[str]:

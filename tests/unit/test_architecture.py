@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "shared.settings",
         "shared.shapes",
         "shared.onestring",
+        "shared.numbers",
         "shared.history",
         "shared.jobs",
         "shared.references",

@@ -81,10 +81,20 @@ def test_a_value_with_braces_is_no_template() -> None:
 @pytest.mark.parametrize(
     ("rules", "fields", "message"),
     [
-        (FieldRules(split=("c",)), {"c": CANARY}, "'c' is not a JSON object, .*fields.split"),
+        (FieldRules(split=("c",)), {"c": CANARY}, "'c' is not JSON, .*fields.split"),
         (FieldRules(split=("c",)), {"c": f'["{CANARY}"]'}, "'c' is not a JSON object"),
-        (FieldRules(split=("c",)), {"c": '{"d": NaN}'}, "'c' is not a JSON object"),
-        (FieldRules(split=("c",)), {"c": "[" * 100_000}, "'c' is not a JSON object"),
+        (FieldRules(split=("c",)), {"c": '{"d": NaN}'}, "'c' is not JSON, "),
+        (FieldRules(split=("c",)), {"c": "[" * 100_000}, "'c' is not JSON, "),
+        (
+            FieldRules(split=("c",)),
+            {"c": '{"d": 1e400}'},
+            "'c' holds a number that can not be carried exactly.*fields.split",
+        ),
+        (
+            FieldRules(split=("c",)),
+            {"c": f'{{"d": 1, "d": "{CANARY}"}}'},
+            "'c' holds JSON with one key twice.*fields.split",
+        ),
         (FieldRules(split=("c",)), {"c": '{"d": 1}', "d": CANARY}, "'c' holds 'd', which is there already"),
         (FieldRules(rename={"a": "b"}), {"a": CANARY, "b": 2}, "'a' and 'b' would both be called 'b' .fields.rename"),
         (FieldRules(include=("x",)), {"a": CANARY}, "no field is left"),

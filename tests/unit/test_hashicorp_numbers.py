@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from sandbox.vault_json import loads, plain, through_float64
 from shared.errors import InvalidSecret
+from shared.numbers import InexactNumber
 from shared.vaults.hashicorp.adapter import decode, encode
-from shared.vaults.hashicorp.numbers import InexactNumber, exact_number, survives
+from shared.vaults.hashicorp.numbers import exact_number, survives
 
 
 @pytest.mark.parametrize(

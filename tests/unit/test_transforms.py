@@ -18,7 +18,7 @@ from shared.mapping import Mapper
 from shared.model import DeletePolicy, Entry, Granularity, ObjectStatus, OnExisting, Source, Sync, Target
 from shared.notices import AuditNotice
 from shared.rules import Base64, Build, Decrypt, Encrypt, Ends, FieldRules, Fill, Form, JsonPick, Step, Trim
-from shared.transforms import Transformed, check_recipients, read_identities, transform
+from shared.transforms import Transformed, check_expression, check_recipients, read_identities, transform
 from shared.vault import Capabilities, FingerprintCost, NameRule
 from tests.integration.canaries import Searcher
 from tests.memory_vault import MemoryVault
@@ -45,6 +45,8 @@ def done(steps: tuple[Step, ...], fields: dict[str, Any], path: str = "apps/db")
         (JsonPick("data.password"), '{"data": {"password": "p"}}', "p"),
         (JsonPick("a[0]"), {"a": [{"b": 1}]}, {"b": 1}),
         (JsonPick("a"), '{"a": false}', False),
+        (JsonPick("a"), '{"a": 12345678901234567890123}', 12345678901234567890123),
+        (JsonPick("a"), '{"a": 1.50}', 1.5),
         (Fill("Bearer {value}"), "t", "Bearer t"),
         (Fill("{name}/{field}: {value | upper}"), {"a": 1}, 'db/f: {"A":1}'),
     ],
@@ -70,6 +72,16 @@ def test_steps_follow_one_another_and_concern_the_fields_they_name() -> None:
         (JsonPick("a"), CANARY, "'f' is not JSON"),
         (JsonPick("a"), f'{{"b": "{CANARY}"}}', "'f' holds nothing at that place"),
         (JsonPick("length(a)"), '{"a": 5}', "'f' does not fit the expression"),
+        (JsonPick("a > `1`"), f'{{"a": "{CANARY}"}}', "'f' does not fit the expression"),
+        (JsonPick("avg(a)"), f'{{"a": [{"9" * 400}]}}', "'f' does not fit the expression"),
+        (JsonPick("a[::0]"), f'{{"a": ["{CANARY}"]}}', "'f' does not fit the expression"),
+        (
+            JsonPick("a"),
+            f'{{"a": 1e400, "b": "{CANARY}"}}',
+            "'f' holds a number that can not be carried exactly; as text",
+        ),
+        (JsonPick("a"), '{"a": 0.12345678901234567891}', "'f' holds a number that can not be carried exactly"),
+        (JsonPick("a"), f'{{"a": "{CANARY}", "a": 2}}', "'f' holds JSON with one key twice"),
         (Decrypt((str(IDENTITY),)), CANARY, "'f' can not be decrypted"),
     ],
 )
@@ -105,6 +117,30 @@ def test_keys_are_read_as_age_writes_them() -> None:
         assert caught.value.__context__ is None
     with pytest.raises(ConfigError, match="expected public keys"):
         check_recipients([CANARY])
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("a[", "not a JMESPath expression"),
+        ("nosuch(a)", "an unknown function; there are abs, "),
+        ("a.b[?nosuch(@)].c", "an unknown function"),
+        ("{x: length(a, b)}", "length takes 1, not 2"),
+        ("length()", "length takes 1, not 0"),
+        ("merge()", "merge takes at least 1, not 0"),
+        ("sort_by(a, &length())", "length takes 1, not 0"),
+    ],
+)
+def test_an_expression_that_could_never_work_is_refused_before_any_value_is_seen(expression: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_expression(expression)
+
+
+@pytest.mark.parametrize(
+    "expression", ["a.b", "merge(a, b, c)", "not_null(a)", "sort_by(a, &b)[0]", "a[?b > `1`] | [0]"]
+)
+def test_an_expression_that_may_work_is_taken(expression: str) -> None:
+    check_expression(expression)
 
 
 def test_keys_are_in_no_repr() -> None:

@@ -34,8 +34,9 @@ from multidict import CIMultiDict
 from yarl import URL
 
 from shared.errors import AccessDenied, InvalidSecret, VaultError
+from shared.numbers import InexactNumber, no_number
 from shared.vaults.hashicorp.failures import Answer, breakdown, not_vault, refusal
-from shared.vaults.hashicorp.numbers import InexactNumber, exact_number, no_number
+from shared.vaults.hashicorp.numbers import exact_number
 from shared.vaults.hashicorp.settings import Settings
 
 MAX_REQUEST_BYTES = 32 * 1024 * 1024

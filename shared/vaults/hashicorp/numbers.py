@@ -1,41 +1,26 @@
-"""Which numbers can be carried exactly.
+"""Which numbers a Vault gives back as they were.
 
-JSON numbers have no bounds and Python's floats do. KV v2 sends every number of a value through a 64-bit float (seen on
-Vault 1.21: 9007199254740993 comes back as 9007199254740992, 1.0 as 1, 10**21 as 1e+21); KV v1 keeps the text, but since
-1.20 Vault takes no number that a float can not hold. So a number is the same after its journey or the secret is
-refused, and below 1e21 a number without a fraction is an int whatever it was written like, as KV v2 writes it.
+KV v2 sends every number of a value through a 64-bit float (seen on Vault 1.21: 9007199254740993 comes back as
+9007199254740992, 1.0 as 1, 10**21 as 1e+21); KV v1 keeps the text, but since 1.20 Vault takes no number that a float can
+not hold. So a number is the same after its journey or the secret is refused, and below 1e21 a number without a fraction
+is an int whatever it was written like, as KV v2 writes it.
 """
 
 from __future__ import annotations
 
 from decimal import Decimal
-from math import isfinite
 from typing import Any
+
+from shared.numbers import EXPONENT_FROM, exact_float
 
 _EXACT = 2**53
 """Up to here each integer is a float."""
-_EXPONENT_FROM = 1e21
-"""From here on Go writes a float with an exponent: https://pkg.go.dev/encoding/json#Marshal"""
-
-
-class InexactNumber(ValueError):
-    """A number that would not be the same at the other end. Says nothing about which."""
 
 
 def exact_number(text: str) -> int | float:
     """What a JSON number with a fraction or an exponent stands for. Raises InexactNumber."""
-    value = float(text)
-    if not isfinite(value):
-        raise InexactNumber
-    shortest = repr(value)
-    if shortest != text and Decimal(shortest) != Decimal(text):
-        raise InexactNumber
-    return int(Decimal(shortest)) if value.is_integer() and abs(value) < _EXPONENT_FROM else value
-
-
-def no_number(_text: str) -> float:
-    """For NaN and the infinities, which are not JSON."""
-    raise InexactNumber
+    value = exact_float(text)
+    return int(Decimal(repr(value))) if value.is_integer() and abs(value) < EXPONENT_FROM else value
 
 
 def survives(value: Any, *, as_float64: bool) -> bool:
@@ -49,7 +34,7 @@ def survives(value: Any, *, as_float64: bool) -> bool:
             nearest = float(value)
         except OverflowError:
             return False
-        return not as_float64 or (abs(value) < _EXPONENT_FROM and int(Decimal(repr(nearest))) == value)
+        return not as_float64 or (abs(value) < EXPONENT_FROM and int(Decimal(repr(nearest))) == value)
     if isinstance(value, dict):
         return all(survives(each, as_float64=as_float64) for each in value.values())
     if isinstance(value, list | tuple):

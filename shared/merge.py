@@ -79,9 +79,12 @@ class Merge:
         return self.verdict is Verdict.CARRY and self.value is None
 
 
-def merge(source: Side, targets: Sequence[Side], policy: ConflictPolicy, take: str | None = None) -> Merge:
+def merge(
+    source: Side, targets: Sequence[Side], policy: ConflictPolicy, take: str | None = None, begun: str | None = None
+) -> Merge:
     """What becomes of a path. `take` is the side that a person has decided for; it lapses where another has moved since.
-    Where that side is not among these, nothing is decided until it is.
+    Where that side is not among these, nothing is decided until it is. `begun` is the side that was taken when this conflict
+    was settled, and that not all others could be given yet: what is settled stays so until another moves.
     """
     sides = (source, *targets)
     changed = [target for target in targets if target.changed]
@@ -94,11 +97,12 @@ def merge(source: Side, targets: Sequence[Side], policy: ConflictPolicy, take: s
         return Merge(Verdict.SAME, "nothing changed")
     # Whoever holds the source's value too is no party of its own: the source speaks for it.
     parties = [side for at, side in enumerate(competing) if side.value not in {one.value for one in competing[:at]}]
-    if len(parties) == 1:
+    begun_with = _begun(sides, competing, begun)
+    if len(parties) == 1 and (begun_with is None or begun_with.value == parties[0].value):
         first = all(target.base is None for target in targets)
         return _carry(parties[0], sides, _why(parties[0], competing, first))
     contested = tuple(side.id for side in competing)
-    settled = _decide(sides, parties, competing, policy, take)
+    settled = _decide(sides, parties, competing, policy, take, begun_with)
     if isinstance(settled, str):
         return Merge(Verdict.CONFLICT, settled, contested=contested)
     winner, why = settled
@@ -120,12 +124,23 @@ def _why(winner: Side, competing: Sequence[Side], first: bool) -> str:
     return f"new {where}" if first else f"changed {where}"
 
 
+def _begun(sides: Sequence[Side], competing: Sequence[Side], begun: str | None) -> Side | None:
+    """The side that all are still to be given; None: there is none, or another has changed since. What was not written yet
+    may be the only one that differs from its base: that is what lost, and no change."""
+    side = next((side for side in sides if side.id == begun), None)
+    # A deletion of what was taken is another matter than what was settled.
+    if side is None or (side.value is None and side.moved):
+        return None
+    return None if any(other.moved for other in competing if other.value != side.value) else side
+
+
 def _decide(
     sides: Sequence[Side],
     parties: Sequence[Side],
     competing: Sequence[Side],
     policy: ConflictPolicy,
     take: str | None,
+    begun: Side | None,
 ) -> tuple[Side, str] | str:
     """The side that wins, and by which rule; or why none does."""
     if take is not None:
@@ -134,6 +149,8 @@ def _decide(
             if taken is None:
                 return f"{take} was taken by hand, and does not answer"
             return taken, f"{_called(taken)} was taken by hand"
+    if begun is not None:
+        return begun, f"{_called(begun)} was taken when this was settled, and not all sides had it yet"
     match policy:
         case ConflictPolicy.SOURCE:
             if parties[0].id == SOURCE_SIDE:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -279,7 +279,8 @@ class TwoWayWork:
         self, merged: Merge, job: _Path, seen: tuple[Sight, ...], intended: Mapping[str, ObjectState]
     ) -> dict[str, Save]:
         contested = contested_of(job.rows.values())
-        if contested is not None and contested.taken == merged.winner and _same_sights(contested.sides, seen):
+        lost = [sight for sight in seen if sight.digest != merged.value]
+        if contested is not None and contested.taken == merged.winner and _are_told(contested, lost):
             return {}
         action = Action.RESOLVE if self._by_hand(job.before, merged) else Action.CONFLICT
         noted = Contested(seen, contested.take if contested else None, taken=merged.winner)
@@ -379,8 +380,8 @@ class TwoWayWork:
             for seat in self.targets
             if seat.id in looks.held
         ]
-        take = contested.take if contested else None
-        merged = merge(side(self.source, None), targets, self.sync.conflict, take)
+        take, begun = (contested.take, contested.taken) if contested else (None, None)
+        merged = merge(side(self.source, None), targets, self.sync.conflict, take, begun)
         if merged.deletes and merged.contested and not self.sync.delete.propagate:
             # It may not be carried out, so nothing is settled.
             why = f"{merged.reason}, with a deletion, which delete.propagate forbids"
@@ -694,6 +695,12 @@ def _same_sights(before: Iterable[Sight], now: Iterable[Sight]) -> bool:
         sight.side in known and not _has_moved(known[sight.side], Held(sight.digest, sight.fingerprint, sight.version))
         for sight in now
     )
+
+
+def _are_told(contested: Contested, lost: Sequence[Sight]) -> bool:
+    """Whether what is lost is on record already as what lost: then all that has moved is what was taken, or was given it."""
+    won = next((sight.digest for sight in contested.sides if sight.side == contested.taken), None)
+    return _same_sights(contested.sides, lost) and all(sight.digest != won for sight in lost)
 
 
 def _closed(row: ObjectState, was: ObjectState, why: str) -> Save:

@@ -18,7 +18,7 @@ from shared.model import SOURCE_SIDE, ConflictPolicy
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "two-way.md"
 START = datetime(2026, 11, 22, tzinfo=UTC)
-_FACT = re.compile(r"(?P<side>\w+) (?:(?P<begin>\d+)(?:–(?P<end>\d+))?|(?P<word>moved|taken))")
+_FACT = re.compile(r"(?P<side>\w+) (?:(?P<begin>\d+)(?:–(?P<end>\d+))?|(?P<word>moved|taken|begun))")
 _OUTCOME = re.compile(r"nothing|noted|conflict|deleted on all|(?P<value>[a-z]) to all")
 
 
@@ -35,6 +35,7 @@ class Line:
     policy: ConflictPolicy | None
     """None: it makes no difference."""
     take: str | None
+    begun: str | None
     outcome: str
 
 
@@ -58,8 +59,9 @@ def _line(number: int, row: dict[str, str]) -> Line:
     assert _OUTCOME.fullmatch(outcome), f"line {number}: {outcome}"
     sides = [_side(name, cell, [fact for fact in facts if fact and fact["side"] == name]) for name, cell in row.items()]
     assert sides[0].id == SOURCE_SIDE
-    take = next((fact["side"] for fact in facts if fact and fact["word"] == "taken"), None)
-    return Line(number, sides[0], tuple(sides[1:]), ConflictPolicy(policy) if policy else None, take, outcome)
+    said = {fact["word"]: fact["side"] for fact in facts if fact}
+    chosen = ConflictPolicy(policy) if policy else None
+    return Line(number, sides[0], tuple(sides[1:]), chosen, said.get("taken"), said.get("begun"), outcome)
 
 
 def _side(name: str, cell: str, facts: Sequence[re.Match[str]]) -> Side:
@@ -81,7 +83,7 @@ LINES = list(lines())
 @pytest.mark.parametrize("line", LINES, ids=lambda line: f"line-{line.number}")
 def test_the_page_says_what_happens(line: Line) -> None:
     for policy in [line.policy] if line.policy else ConflictPolicy:
-        merged = merge(line.source, line.targets, policy, line.take)
+        merged = merge(line.source, line.targets, policy, line.take, line.begun)
         # Without a policy, a line tells whether it is a conflict, not what becomes of it.
         outcome = "conflict" if line.policy is None and merged.contested else _outcome(merged)
         assert outcome == line.outcome, f"conflict: {policy}"
@@ -249,6 +251,23 @@ def test_a_decision_by_hand_holds_unless_another_side_moved(found: list[Side], p
             moved = [replace(each, moved=each.id == other.id) for each in still]
             lapsed = merge(moved[0], moved[1:], policy, side.id)
             assert lapsed == merge(moved[0], moved[1:], policy)
+
+
+@given(sides(), POLICIES, st.data())
+def test_what_is_settled_is_not_settled_otherwise_while_it_is_carried(
+    found: list[Side], policy: ConflictPolicy, data: st.DataObject
+) -> None:
+    """The source and some targets have been given the value, and say that they moved; others could not be written."""
+    still = [replace(side, moved=False) for side in found]
+    merged = merge(still[0], still[1:], policy)
+    assume(merged.verdict is Verdict.CARRY and merged.contested)
+    after = [replace(still[0], value=merged.value, moved=still[0].value != merged.value)]
+    for target in still[1:]:
+        given = target.value == merged.value or data.draw(st.booleans())
+        moved = given and target.value != merged.value
+        after.append(replace(target, value=merged.value, base=merged.value, moved=moved) if given else target)
+    again = merge(after[0], after[1:], policy, begun=merged.winner)
+    assert again.value == merged.value or again.verdict is Verdict.SAME
 
 
 @given(sides(), POLICIES)

@@ -140,7 +140,10 @@ class Ledger:
         gone = [side for side, value in values.items() if value is None]
         if not there or not gone:
             return []
-        kept = not propagate and all(self._deleted_by_hand(side, path) for side in gone)
+        # A deletion that is not carried stays, and so does what a side had missed before it.
+        deleted = [side for side in gone if self._deleted_by_hand(side, path)]
+        missed = all(side in deleted or not any(side in self.held[path, value] for value in there) for side in gone)
+        kept = not propagate and deleted and missed
         return [] if kept else [f"{path}: {values}, and no conflict is listed"]
 
     def _deleted_by_hand(self, side: str, path: str) -> bool:
@@ -190,10 +193,25 @@ class Ledger:
         if not loss.deleted:
             return []
         before = [deed for deed in self.deeds[loss.path] if deed.number < loss.number]
-        written = [deed.number for deed in before if deed.value == loss.value]
+        written = [deed.number for deed in before if deed.value == loss.value and not self._unheard(deed)]
         if any(deed.value is None and deed.number > max(written, default=0) for deed in before):
             return []
         return [f"{loss}, and nobody deleted it since it was written"]
+
+    def _unheard(self, restored: Deed) -> bool:
+        """Whether a restored value is none that was written, to anybody but the one who did it: it is what the sides had in
+        common, and another one's deletion, from before, has been carried to nobody."""
+        if not restored.restored:
+            return False
+        for side in self.sides:
+            here = [deed for deed in self.deeds[restored.path] if deed.side == side]
+            if side != restored.side and here and here[-1].value is None and here[-1].number < restored.number:
+                since = range(here[-1].number, restored.number)
+                if not any(
+                    loss.deleted and loss.path == restored.path and loss.number in since for loss in self.losses
+                ):
+                    return True
+        return False
 
 
 class Side(MemoryVault):

@@ -191,6 +191,9 @@ class TwoWay(RuleBasedStateMachine):
 
     @rule()
     def the_digest_key_is_changed(self) -> None:
+        # Where only values tell, that is a first contact: a deletion from before can not be told from a new secret.
+        if any(side.capabilities.fingerprint is FingerprintCost.VALUE for side in self.sides):
+            self.ledger.disturbed = True
         self.keys.append(f"{self.w.key}x")
         self.w.key = self.keys[-1]
         self.engine = self.w.engine

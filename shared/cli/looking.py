@@ -261,7 +261,9 @@ async def _history(
 
 def _history_row(row: HistoryRow) -> list[Part]:
     result = str(row.status)
-    versions = " → ".join(short(version) for version in (row.source_version, row.target_version) if version)
+    # Both stand in the order of source and target; the arrow says which of them gave.
+    way = " ← " if row.direction == "target_to_source" else " → "
+    versions = way.join(short(version) for version in (row.source_version, row.target_version) if version)
     return [
         when(row.created_at),
         str(row.action),

@@ -616,7 +616,9 @@ class TwoWayWork:
         known = agreed_part(was, self.recipe(target_id))
         unsaid = digest is not None and bool(was.parts) and was.parts[0].intended == digest
         if job.written & touched or unsaid:
-            return Action.UPDATE if known else Action.CREATE
+            # At first contact nothing was known of what was overwritten.
+            overwritten = any(looks.found[side].live for side in job.written & touched)
+            return Action.UPDATE if known or overwritten else Action.CREATE
         same_key = was.digest_key_id == self.source.place.digester.key_id
         noted = digest is not None and (known is None or (same_key and known.digest != digest))
         return Action.ADOPT if noted else None

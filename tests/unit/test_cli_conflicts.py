@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import replace
@@ -349,6 +350,8 @@ def test_the_history_tells_which_side_was_taken_and_why(here: Here) -> None:
     told = here.run("history", "apps", "--path", "db").out
     assert "  changed on several sides (conflict: manual)\n" in told
     assert "  east taken over source: east was taken by hand\n" in told
+    # What was overwritten was not created; the arrow says who gave.
+    assert re.search(r"  update +db +east +\d+ ← \d+ +in_sync", told)
     rows = here.run("history", "apps", "--path", "db", "--json").json["items"]
     details: list[Any] = [row["detail"] for row in rows if row["action"] in ("conflict", "resolve")]
     assert [detail["taken"] for detail in details] == ["east", None]

@@ -17,6 +17,7 @@ from shared.relay.addresses import parse_listen
 from shared.relay.http_forward import HttpForward, check_url
 from shared.relay.relay import START, Relay
 from shared.signing import sign
+from tests.event_stack import free_port
 from tests.integration.relay_world import FakeApp, line, send_datagram, status, until
 
 HUB = {"vault": "hub"}
@@ -112,6 +113,31 @@ async def test_the_same_batch_is_sent_until_it_is_answered(app: FakeApp, tmp_pat
         assert len({(request.batch, request.body) for request in first}) == 1
         assert relay.counters.forward_failures == 3
         assert len({request.batch for request in app.requests[3:]}) == len(app.requests[3:])
+
+
+@pytest.mark.parametrize(
+    ("code", "health", "why"),
+    [(401, "error", "VAULTFERRY_API_KEY"), (403, "error", "what may reach the app"), (404, "error", "ends in /audit"),
+     (302, "error", "a redirect"), (503, "degraded", "the app answers 503")],
+)  # fmt: skip
+async def test_what_somebody_must_see_to_is_told_from_what_passes(
+    app: FakeApp, tmp_path: Path, code: int, health: str, why: str
+) -> None:
+    app.always = status(code)
+    async with relaying(app, tmp_path) as relay:
+        await until(lambda: relay.counters.forward_failures > 0)
+        told = relay.health()
+        assert (told["status"], why in told["checks"]["forwarding"]) == (health, True), told
+
+
+async def test_an_app_that_is_not_there_is_told_as_such(app: FakeApp, tmp_path: Path) -> None:
+    nobody = FakeApp()
+    nobody.port = free_port()
+    async with relaying(nobody, tmp_path) as relay:
+        await until(lambda: relay.counters.forward_failures > 0)
+        told = relay.health()
+    assert told["status"] == "degraded"
+    assert told["checks"]["forwarding"].startswith("the app can not be reached (")
 
 
 async def test_how_long_to_wait_is_the_apps_word(app: FakeApp, tmp_path: Path) -> None:
@@ -215,7 +241,7 @@ async def test_equal_gap_marks_keep_their_distance(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "url",
     ["http://example.com/audit", "http://10.0.0.1/audit", "ftp://x/audit", "example.com", "https://", "https://u:p@x/audit",
-     "https://x:port/audit", "http://localhost.example.com/audit"],
+     "https://x:port/audit", "https://x/audit#here", "http://localhost.example.com/audit"],
 )  # fmt: skip
 def test_nothing_is_sent_in_the_clear_over_a_network(url: str) -> None:
     with pytest.raises(ConfigError, match="--forward"):

@@ -27,7 +27,7 @@ from shared.relay import listeners
 from shared.relay import relay as relay_module
 from shared.relay.addresses import Address, parse_http, parse_listen
 from shared.relay.forwarder import Batch
-from shared.relay.listeners import CONNECTION, CUT, TOO_LONG, StreamListener, kernel_drops
+from shared.relay.listeners import CONNECTION, CUT, KERNEL, TOO_LONG, StreamListener, kernel_drops
 from shared.relay.relay import JSONX, OVERFLOW, PATH_TOO_LONG, START, UNREADABLE, Bounds, Relay
 from shared.relay.status import serve_status
 from tests.event_stack import free_port
@@ -116,6 +116,11 @@ async def test_a_name_of_several_addresses_is_heard_at_each_that_this_machine_ha
             with socket.socket(family, socket.SOCK_DGRAM) as out:
                 out.sendto(line(f"p{number}"), (where[0], port))
         await until(lambda: heard.paths == {"p0", "p1"})
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        taken = f"udp://localhost:{other.getsockname()[1]}"
+        with pytest.raises(ConfigError, match="another process listens there"):
+            await Relay([parse_listen(taken)], tmp_path / "other", heard).start()
     del places[1:]
     with pytest.raises(ConfigError, match=r"can not listen on udp://localhost:0 \(Cannot assign requested address"):
         await Relay([parse_listen("udp://localhost:0")], tmp_path / "other", heard).start()
@@ -322,6 +327,25 @@ async def test_what_the_kernel_drops_is_told(heard: Heard, tmp_path: Path) -> No
     assert kernel_drops(1 << 62) is None
 
 
+@pytest.mark.skipif(not Path("/proc/net/udp").exists(), reason="only Linux tells")
+async def test_what_the_kernel_drops_is_counted_once_and_is_a_gap(
+    heard: Heard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listeners, "RECEIVE_BUFFER", 4096)
+    async with listening(heard, tmp_path, "udp://127.0.0.1:0") as relay:
+        (udp,) = relay._listeners
+        for _ in range(2):
+            # Nobody reads meanwhile: this is one step of the loop.
+            for _ in range(100):
+                send_datagram(relay.addresses[0], line("a"))
+            udp.watch()
+            udp.watch()
+            await until(lambda: relay.counters.received + relay.counters.dropped_by_kernel in (100, 200))
+        await until(lambda: heard.gaps.count(KERNEL) >= 1)
+        assert relay.counters.received + relay.counters.dropped_by_kernel == 200
+        assert relay.counters.dropped_by_kernel > 100
+
+
 async def test_health_and_metrics(heard: Heard, tmp_path: Path) -> None:
     async with (
         listening(heard, tmp_path, "udp://127.0.0.1:0") as relay,
@@ -329,7 +353,9 @@ async def test_health_and_metrics(heard: Heard, tmp_path: Path) -> None:
         aiohttp.ClientSession() as session,
     ):
         send_datagram(relay.addresses[0], line("a"))
-        await until(lambda: relay.counters.forwarded == 2)
+        send_datagram(relay.addresses[0], line("a", operation="read"))
+        send_datagram(relay.addresses[0], b'{"type": "response", "operation": "update", "kv": 7, "request": 7}')
+        await until(lambda: relay.counters.forwarded == 3 and relay.counters.received == 3)
         async with session.get(f"{url}/health") as answer:
             assert answer.status == 200
             assert (await answer.json())["status"] == "ok"
@@ -337,8 +363,10 @@ async def test_health_and_metrics(heard: Heard, tmp_path: Path) -> None:
             assert answer.content_type == "text/plain"
             text = await answer.text()
     values = dict(each.rsplit(" ", 1) for each in text.splitlines() if not each.startswith("#"))
-    assert values["vaultferry_relay_received_total"] == "1"
-    assert values["vaultferry_relay_forwarded_total"] == "2"
+    assert values["vaultferry_relay_received_total"] == "3"
+    assert values["vaultferry_relay_filtered_total"] == "1"
+    assert values["vaultferry_relay_unreadable_total"] == "1"
+    assert values["vaultferry_relay_forwarded_total"] == "3"
     assert values["vaultferry_relay_waiting"] == "0"
     assert values["vaultferry_relay_lag_seconds"] == "0.0"
 

@@ -83,8 +83,14 @@ CHANGES = {
     "v1": (entry("create", "old/a", mount="old/"), change("a", mount="old/")),
     "the old name of KV": (entry("create", "old/a", mount="old/", mount_type="generic"), change("a", mount="old/")),
     "a mount with slashes": (entry(path="a/b/data/c", mount="a/b/"), change("data/c", mount="a/b/")),
-    "policy": (entry(path="sys/policies/acl/My-Pol", mount="sys/"), change("policies/acl/My-Pol", mount="sys/")),
-    "policy, old path": (entry("delete", "sys/policy/p", mount="sys/"), change("policy/p", mount="sys/")),
+    "policy": (
+        entry(path="sys/policies/acl/My-Pol", mount="sys/", mount_type="system"),
+        change("policies/acl/My-Pol", mount="sys/"),
+    ),
+    "policy, old path": (
+        entry("delete", "sys/policy/p", mount="sys/", mount_type="system"),
+        change("policy/p", mount="sys/"),
+    ),
     "a long name": (entry(path="secret/data/" + "x/" * 99 + "y"), change("data/" + "x/" * 99 + "y")),
     "spaces and unicode": (entry(path="secret/data/a b/ü/日本"), change("data/a b/ü/日本")),
     "a remount": (entry(path="sys/remount", mount="sys/", mount_type="system"), GapNotice("remount")),
@@ -191,6 +197,8 @@ def test_what_is_no_object_is_unreadable_and_never_quoted(text: bytes, why: str)
         {"type": "response", "request": {"operation": ["update"], "path": "a"}},
         entry(mount="other/"),
         entry(mount="secret"),
+        entry(path="secret-data/a", mount="secret-"),
+        {**entry(), "request": {**entry()["request"], "mount_point": 7}},
         entry(path="secret/data/../x"),
         entry(path="secret/data//x"),
         entry(path="secret/"),
@@ -204,6 +212,18 @@ def test_what_is_no_object_is_unreadable_and_never_quoted(text: bytes, why: str)
 def test_what_is_no_entry_or_leaves_its_place_is_unreadable(given: Any) -> None:
     with pytest.raises(Unreadable):
         project(given)
+
+
+@pytest.mark.parametrize("answer", [None, 7, "x", [], {}, {"data": None}, {"data": [3]}])
+def test_an_answer_that_is_none_tells_no_version(answer: Any) -> None:
+    assert project({**entry(), "response": answer}) == change()
+
+
+def test_what_is_cut_off_does_not_look_whole() -> None:
+    whole = line(entry())
+    assert looks_whole(whole)
+    assert not looks_whole(whole[:-20])
+    assert not looks_whole(b"}")
 
 
 @pytest.mark.parametrize("version", [0, -1, True, "3", 2.0, NEWEST + 1, 10**30, None, {"n": 1}])
@@ -265,7 +285,7 @@ def test_whatever_tells_no_version_has_to_be_looked_at() -> None:
 @pytest.mark.parametrize(
     "record",
     [
-        {"vaultferry": "surprise"},
+        {"vaultferry": "surprise", "mount": "secret/", "path": "data/a"},
         {"vaultferry": ["gap"]},
         {"vaultferry": "change"},
         {"vaultferry": "change", "mount": "secret", "path": "a"},

@@ -41,6 +41,12 @@ def test_many_lines_in_one_piece() -> None:
     assert not frames.in_the_middle
 
 
+def test_too_long_ones_among_many_in_one_piece_are_counted() -> None:
+    frames = Frames(LIMIT)
+    assert frames.feed(b"a\n" + b"x" * 21 + b"\n" + b"y" * 20 + b"\n" + b"z" * 22 + b"\n") == [b"a", b"y" * 20]
+    assert frames.too_long == 2
+
+
 def test_a_frame_can_be_passed_over_by_hand_and_the_next_is_heard() -> None:
     frames = Frames()
     assert frames.feed(b"begun") == []

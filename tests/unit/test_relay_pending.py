@@ -55,6 +55,30 @@ def test_the_bytes_are_bounded() -> None:
     assert pending.add(change("b" * 9_000)) is True
 
 
+def test_what_is_taken_in_parts_leaves_room_for_as_much() -> None:
+    pending = Pending(max_bytes=10_000)
+    for number in range(50):
+        assert pending.add(change(f"{number}" + "a" * 4_000)) is True
+        assert pending.add(change(f"{number}" + "b" * 4_000)) is True
+        assert len(pending.take(1)) == 1
+        assert len(pending.take(1)) == 1
+
+
+def test_the_time_is_that_of_the_oldest() -> None:
+    pending = Pending()
+    pending.add(change("a"))
+    first = pending.since
+    assert first is not None
+    taken = pending.take(10)
+    assert pending.since is None
+    pending.put_back(taken, first)
+    assert pending.since == first
+    pending.put_back([], first - 5)
+    pending.put_back([], first + 5)
+    pending.put_back([], None)
+    assert pending.since == first - 5
+
+
 def test_what_is_put_back_is_older_than_what_came_meanwhile() -> None:
     pending = Pending()
     pending.add(change("a", 1))

@@ -582,9 +582,14 @@ async def metrics(apps: Apps, request: Request) -> Response:
     given = request.params.get("format", "")
     if given not in ("", "json", "prometheus"):
         raise _unknown("format", given, ("json", "prometheus"))
-    snapshot = await collect(await apps.get())
+    app = await apps.get()
+    snapshot = await collect(app)
     if given == "prometheus" or (not given and _prefers_text(request.headers.get("accept", ""))):
         text, content_type = as_prometheus(snapshot)
+        if app.relay is not None:
+            from shared.relay import status
+
+            text += (await status.as_prometheus(app.relay)).encode()
         return Response(200, text, {"Content-Type": content_type, "Cache-Control": "no-store"})
     return json_response(as_json(snapshot))
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from shared.config import Config
     from shared.history import Store
     from shared.jobs import Queues
+    from shared.relay.relay import Relay
     from shared.settings import VaultSettings
     from shared.sqlite import Database
     from shared.vault import Vault
@@ -266,6 +267,8 @@ class App:
         self.queues = self._storage.queues
         self.database = self._storage.database
         """The SQLite file that store and queues share; None: they are in a storage account."""
+        self.relay: Relay | None = None
+        """The one that lives in this process, if any: health and metrics tell of it."""
         self.vaults = VaultPool(config.vaults)
         self.engine = Engine(
             Installation(

@@ -1,7 +1,8 @@
 """What GET /health tells. It has no key, so it names syncs and settings, but no secret, no path and no run's errors.
 
-`error`: nothing can be carried at all. `degraded`: the app works, but the last run of some sync did not go well, or none
-has succeeded for two turns of its schedule. Monitors go by the status code: degraded is 200.
+`error`: nothing can be carried at all. `degraded`: the app works, but the last run of some sync did not go well, none has
+succeeded for two turns of its schedule, or the relay that lives in this process is in trouble. Monitors go by the status
+code: degraded is 200.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from shared.timer_loop import next_tick
 
 if TYPE_CHECKING:
     from shared.app import App
+    from shared.relay.relay import Relay
     from shared.shapes import Check, Checks, Health, HealthReport, SyncCheck
 
 PATIENCE = 10.0
@@ -45,6 +47,8 @@ async def examine(get_app: Callable[[], Awaitable[App]]) -> HealthReport:
         checks["config"] = _ok()
         checks["store"], controls = await _store(app)
         checks["queues"] = await _queues(app)
+        if app.relay is not None:
+            checks["relay"] = _relay(app.relay)
         checks["syncs"] = {sync_id: await _sync(app, control) for sync_id, control in controls.items()}
     build = build_info()
     return {
@@ -60,7 +64,8 @@ def _worst(checks: Checks) -> Health:
     whole = (checks.get("app"), checks.get("config"), checks.get("store"), checks.get("queues"))
     if any(check is not None and check["status"] == "error" for check in whole):
         return "error"
-    return "degraded" if any(check["status"] != "ok" for check in checks.get("syncs", {}).values()) else "ok"
+    parts = [*checks.get("syncs", {}).values(), checks.get("relay", _ok())]
+    return "degraded" if any(check["status"] != "ok" for check in parts) else "ok"
 
 
 async def _store(app: App) -> tuple[Check, dict[str, Control]]:
@@ -78,6 +83,14 @@ async def _queues(app: App) -> Check:
     except (StoreError, TimeoutError) as error:
         return _error(_reason(error))
     return _ok()
+
+
+def _relay(relay: Relay) -> Check:
+    told = relay.health()
+    if told["status"] == "ok":
+        return _ok()
+    why = (f"{name}: {told['checks'][name]}" for name in ("spool", "forwarding") if told["checks"][name] != "ok")
+    return {"status": told["status"], "detail": "; ".join(why)}
 
 
 async def _sync(app: App, control: Control) -> SyncCheck:

@@ -333,11 +333,13 @@ class Checks(Shape, total=False):
     config: Check
     store: Check
     queues: Check
+    relay: Check
+    """Where it lives in the same process."""
     syncs: dict[str, SyncCheck]
 
 
 class HealthReport(Shape):
-    """error: nothing can be carried at all. degraded: some sync did not go well, or is overdue."""
+    """error: nothing can be carried at all. degraded: some sync did not go well or is overdue, or the relay inside fails."""
 
     status: Health
     version: str

@@ -74,7 +74,7 @@ async def _serve(session: Session, host: str, port: int, listen: list[Address]) 
         app = await function_app.lazy_app.get()
         stack.push_async_callback(function_app.lazy_app.aclose)
         if listen:
-            await stack.enter_async_context(_relay(app, listen))
+            app.relay = await stack.enter_async_context(_relay(app, listen))
         # A full collection would look through all that was loaded: some 200 ms in which nothing else is done.
         gc.freeze()
         await serve_functions(

@@ -14,6 +14,7 @@ from shared.api import ROUTES, Request, answer
 from shared.app import App, LazyApp
 from shared.errors import StoreError
 from shared.model import Control, Run, RunStatus
+from shared.relay.relay import Relay
 from tests.unit.apps import Client, environment, make_app, seed, working, write_config
 
 CANARY = "canary-3b1f0c"
@@ -375,6 +376,20 @@ async def test_health_is_degraded_when_a_sync_did_not_go_well(
     assert (report["status"], report["checks"]["syncs"][sync]["status"]) == (expected, expected)
     assert report["checks"]["syncs"][sync]["last_success"] is not None
     assert CANARY not in json.dumps(report)
+
+
+async def test_the_trouble_of_the_relay_inside_is_told_and_stops_nothing_else(client: Client, tmp_path: Path) -> None:
+    async def take(_: object) -> int:
+        return 0
+
+    client.app.relay = Relay([], tmp_path / "spool", take)
+    assert (await client.json("GET", "/health"))["checks"]["relay"] == {"status": "ok"}
+    client.app.relay.disk_trouble = "the disk is full"
+    report = await client.json("GET", "/health")
+    assert report["checks"]["relay"] == {"status": "error", "detail": "spool: the disk is full"}
+    assert report["status"] == "degraded"
+    text = (await client.call("GET", "/metrics", params={"format": "prometheus"})).body.decode()
+    assert "\nvaultferry_relay_received_total 0\n" in text
 
 
 async def test_a_failing_queue_is_an_error_of_its_own(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -121,6 +122,19 @@ class EventStack:
         process = self.processes.pop(name)
         process.send_signal(signal.SIGKILL)
         process.wait()
+
+    @contextlib.contextmanager
+    def full_disk(self, name: str) -> Iterator[None]:
+        """While inside, no file of a process grows: as on a disk that is full."""
+        import resource
+
+        pid = self.processes[name].pid
+        before = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, before[1]))
+        try:
+            yield
+        finally:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, before)
 
     def stop(self, name: str) -> int:
         process = self.processes.pop(name)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import itertools
 import random
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ import aiohttp
 import pytest
 
 from tests.cuttable import Answer, Front, Line
-from tests.event_stack import EventStack, Place, disable_audit, enable_audit
+from tests.event_stack import EventStack, Place, disable_audit, enable_audit, fetch
 from tests.servers.processes import RealVault
 
 pytestmark = pytest.mark.real
@@ -189,6 +190,23 @@ async def test_a_relay_that_is_killed_in_mid_burst_and_started_again_loses_nothi
 
     await hand.burst(during=lambda: asyncio.to_thread(restart))
     await both(hand)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds the files of another process")
+async def test_a_relay_whose_disk_is_full_in_mid_burst_loses_nothing(stack: EventStack, hand: Hand) -> None:
+    await start(stack)
+    told: list[str] = []
+
+    async def fill_and_make_room() -> None:
+        with stack.full_disk("relay"):
+            while not told:
+                await hand.put(PATHS[0])
+                health = await asyncio.to_thread(fetch, f"{stack.relay_url}/health")
+                told.extend([health["checks"]["spool"]] if health["status"] == "error" else [])
+
+    await hand.burst(during=fill_and_make_room)
+    await both(hand)
+    assert told[0] != "ok"
 
 
 async def test_an_app_that_is_killed_in_mid_burst_and_started_again_loses_nothing(

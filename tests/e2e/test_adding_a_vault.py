@@ -48,7 +48,9 @@ def run(place: Path, *command: str, cwd: Path | None = None) -> subprocess.Compl
 
 
 def test_the_kind_passes_the_contract_suite_and_the_rules_of_the_layout(copy: Path) -> None:
-    ended = run(copy, "pytest", "-p", "no:cacheprovider", "-n", "0", "tests/contract/vaults", "-k", "folder", "-v")
+    # A test whose own name has the word "folder" in it is one for all kinds, and the servers of some may not be here.
+    fast = ("-m", "not real", "-k", "folder", "-v")
+    ended = run(copy, "pytest", "-p", "no:cacheprovider", "-n", "0", "tests/contract/vaults", *fast)
     assert ended.returncode == 0, ended.stdout[-5000:]
     passed = re.search(r"(\d+) passed", ended.stdout)
     assert passed is not None

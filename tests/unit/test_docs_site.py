@@ -104,6 +104,13 @@ def test_nothing_is_fetched_from_other_hosts(site: Site) -> None:
         assert [address for address in fetched if "//" in address] == [], path
 
 
+def test_what_python_leaves_beside_the_hooks_is_not_published() -> None:
+    left_out = load_config(str(ROOT / "mkdocs.yml")).exclude_docs
+    assert left_out is not None
+    assert all(left_out.match_file(name) for name in ("hooks.py", "__pycache__/hooks.cpython-312.pyc"))
+    assert not left_out.match_file("vaults/file.md")
+
+
 def test_nothing_is_published_but_pages_and_what_they_link_to(site: Site) -> None:
     found = {path.relative_to(site.folder).as_posix() for path in site.folder.rglob("*") if path.is_file()}
     rest = {name for name in found if not name.startswith(("assets/", "search/")) and not name.endswith(".html")}

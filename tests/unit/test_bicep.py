@@ -360,6 +360,98 @@ def test_nothing_is_open_that_need_not_be(file: Bicep) -> None:
     assert "AccountKey" not in file.source
 
 
+WIRING = {
+    # What deploys as something else, or deploys and then does not work. By file: where it stands, and what stands there.
+    "app": {
+        # https://learn.microsoft.com/azure/azure-functions/functions-infrastructure-as-code?pivots=flex-consumption-plan
+        ("plan", "sku.name"): "'FC1'",
+        ("plan", "sku.tier"): "'FlexConsumption'",
+        ("plan", "properties.reserved"): "true",
+        ("site", "kind"): "'functionapp,linux'",
+        ("site", "properties.functionAppConfig.runtime.name"): "'python'",
+        ("site", "properties.functionAppConfig.deployment.storage.type"): "'blobContainer'",
+        ("site", "properties.functionAppConfig.deployment.storage.value"): "'${blobEndpoint}${deploymentContainer}'",
+        ("site", "properties.functionAppConfig.deployment.storage.authentication.type"): "'UserAssignedIdentity'",
+        (
+            "site",
+            "properties.functionAppConfig.deployment.storage.authentication.userAssignedIdentityResourceId",
+        ): "identityId",
+        # Without it, references are resolved with the identity of the system, which there is not:
+        # https://learn.microsoft.com/azure/app-service/app-service-key-vault-references
+        ("site", "properties.keyVaultReferenceIdentity"): "identityId",
+        ("site", "properties.virtualNetworkSubnetId"): "empty(subnetId) ? null : subnetId",
+    },
+    "endpoints": {
+        ("endpoints", "properties.subnet.id"): "subnetId",
+        ("links", "parent"): "zones[i]",
+        ("links", "properties.virtualNetwork.id"): "networkId",
+        ("names", "parent"): "endpoints[i]",
+    },
+    "keyvault": {
+        ("vault", "properties.publicNetworkAccess"): "privateNetwork ? 'Disabled' : 'Enabled'",
+        ("vault", "properties.networkAcls.defaultAction"): "privateNetwork ? 'Deny' : 'Allow'",
+    },
+    "subscription": {
+        ("subscription", "properties.deliveryWithResourceIdentity.identity.type"): "'SystemAssigned'",
+        ("subscription", "properties.deliveryWithResourceIdentity.destination.endpointType"): "'StorageQueue'",
+        (
+            "subscription",
+            "properties.deliveryWithResourceIdentity.destination.properties.queueMessageTimeToLiveInSeconds",
+        ): "-1",
+    },
+    "topic": {
+        ("topic", "identity.type"): "'SystemAssigned'",
+        ("topic", "properties.topicType"): "'Microsoft.KeyVault.vaults'",
+        ("topic", "properties.source"): "vault.id",
+    },
+}
+
+
+@pytest.mark.parametrize("name", WIRING)
+def test_what_the_platform_asks_for_is_there(name: str) -> None:
+    module = Bicep(INFRA / "modules" / f"{name}.bicep")
+    for (resource, path), expected in WIRING[name].items():
+        assert text(at(module.resources[resource].body, *path.split("."))) == expected, f"{resource}: {path}"
+
+
+def test_a_role_is_for_one_resource_and_never_for_the_whole_group(file: Bicep) -> None:
+    for name, resource in file.resources.items():
+        if resource.type == "Microsoft.Authorization/roleAssignments":
+            assert text(properties(resource.body)["scope"]) in file.resources, name
+
+
+def test_the_app_is_one_identity_and_says_so_everywhere() -> None:
+    given_to = MAIN.modules["app"].given
+    assert text(given_to["identityId"]) == "identity.id"
+    assert text(given_to["identityClientId"]) == "identity.properties.clientId"
+    found = settings(identityClientId="client")
+    assert found["AZURE_CLIENT_ID"] == found["AzureWebJobsStorage__clientId"] == "client"
+    assert found["AzureWebJobsStorage__credential"] == "managedidentity"
+    # https://learn.microsoft.com/azure/azure-functions/functions-app-settings#applicationinsights_authentication_string
+    assert found["APPLICATIONINSIGHTS_AUTHENTICATION_STRING"] == "ClientId=client;Authorization=AAD"
+    for module in ("monitoring", "storage", "keyVault", "sourceRoles", "targetRoles"):
+        assert text(MAIN.modules[module].given["principalId"]) == "identity.properties.principalId"
+
+
+def test_nothing_is_made_before_what_it_can_not_do_without() -> None:
+    # Of these, no value is passed on that would tell the order.
+    assert re.findall(r"\w+", text(properties(MAIN.modules["app"].body)["dependsOn"])) == ["endpoints"]
+    assert "senderRoles" in re.findall(r"\w+", text(properties(MAIN.modules["subscriptions"].body)["dependsOn"]))
+    endpoints = Bicep(INFRA / "modules" / "endpoints.bicep")
+    assert re.findall(r"\w+", text(properties(endpoints.resources["names"].body)["dependsOn"])) == ["links"]
+
+
+def test_an_alert_is_raised_by_a_single_row() -> None:
+    source = (INFRA / "modules" / "alerts.bicep").read_text("utf-8")
+    for line in (
+        "timeAggregation: 'Count'",
+        "operator: 'GreaterThan'",
+        "threshold: 0",
+        "overrideQueryTimeRange: 'P2D'",
+    ):
+        assert f" {line}\n" in source, line
+
+
 def test_with_a_private_network_the_storage_account_opens_for_event_grid_only() -> None:
     storage = Bicep(INFRA / "modules" / "storage.bicep")
     account = storage.resources["account"].body
@@ -411,6 +503,34 @@ def test_private_endpoints_are_made_one_after_the_other() -> None:
     # (https://github.com/Azure/bicep-registry-modules/issues/6001).
     endpoints = Bicep(INFRA / "modules" / "endpoints.bicep")
     assert "@batchSize(1)\nresource endpoints 'Microsoft.Network/privateEndpoints@" in endpoints.source
+
+
+def test_each_private_endpoint_has_its_service_and_the_zone_of_that() -> None:
+    # https://learn.microsoft.com/azure/private-link/private-endpoint-overview#private-link-resource
+    endpoints = Bicep(INFRA / "modules" / "endpoints.bicep")
+    places = endpoints.value(
+        endpoints.variables["places"],
+        {
+            "environment": {"suffixes": {"storage": "s", "keyvaultDns": ".vault.v"}},
+            "storageId": "storage",
+            "keyVaultId": "vault",
+        },
+    )
+    assert [(place["service"], place["resourceId"]) for place in places] == [
+        ("blob", "storage"),
+        ("queue", "storage"),
+        ("table", "storage"),
+        ("vault", "vault"),
+    ]
+    assert "groupIds: [\n            place.service\n          ]" in endpoints.source
+    assert "privateDnsZoneId: zones[i].id\n" in endpoints.source
+
+
+def test_the_apps_subnet_is_handed_to_flex_consumption() -> None:
+    # https://learn.microsoft.com/azure/azure-functions/flex-consumption-how-to#enable-virtual-network-integration
+    source = (INFRA / "modules" / "network.bicep").read_text("utf-8")
+    app = source[source.index("name: 'app'") : source.index("name: 'endpoints'")]
+    assert "serviceName: 'Microsoft.App/environments'\n" in app
 
 
 @pytest.mark.parametrize(

@@ -178,6 +178,8 @@ async def test_a_device_that_ends_where_ours_does_is_no_other_one(vault: AnyVaul
         await vault.fine("DELETE", "sys/audit/file")
         alone = await here.setup("hub")
         assert "no other audit device than what sends to" in alone.err
+        # While it still answers: afterwards, Vault would not let go of them any more.
+        await vault.without_devices()
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])

@@ -46,6 +46,12 @@ def path_below(prefix: str, name: str, rule: NameRule) -> str | None:
     return name[len(prefix) :] if rule.key(name[: len(prefix)]) == rule.key(prefix) else None
 
 
+def fitted(target: Target, rule: NameRule, plain: str) -> str:
+    """A name, or the beginning of one, with the characters that the target's vault takes. Raises InvalidSecret where it
+    takes too few to encode it."""
+    return encode(rule, plain) if target.name_encoding is NameEncoding.REVERSIBLE else rule.fit(plain)
+
+
 # --- what they are called and hold -----------------------------------------------------------------------------------
 
 
@@ -170,7 +176,7 @@ class Mapper:
         return paths
 
     def _fit(self, plain: str) -> str:
-        return encode(self.rule, plain) if self._reversible else self.rule.fit(plain)
+        return fitted(self.target, self.rule, plain)
 
     def names(self, path: str, fields: Fields) -> list[str]:
         """All names of a path: one, or one a field of what `fields` become. Raises InvalidSecret, also when two fields

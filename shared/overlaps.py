@@ -5,20 +5,42 @@ sync puts its own, or where the first one reads. What is *possible* is that two 
 what those begin with; a name there may never exist.
 
 A two-way sync writes its source as well, and reads its targets.
+
+Names are compared as a vault takes them: `Shop/db` and `shop-db` are one name in a Key Vault. And vaults are told apart by
+where they are, not by their ids, as far as their settings say it.
 """
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TypeAlias
 
-from shared.mapping import PLACEHOLDERS, Mapper, why_left_out
+from shared.errors import InvalidSecret
+from shared.mapping import PLACEHOLDERS, Mapper, fitted, path_below, why_left_out
 from shared.model import Granularity, NameEncoding, Sync, Target
 from shared.templates import Placeholder, of_path, parse
 from shared.vault import NameRule
 
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """What is known of a vault before anybody asks it."""
+
+    place: Hashable
+    """Equal for the same vault under another id."""
+    names: NameRule = field(default_factory=NameRule)
+    known: bool = True
+    """Whether `names` is what it takes: else nobody can tell how names are encoded there."""
+
+
+Grounds: TypeAlias = Mapping[tuple[str, str], Ground]
+"""By vault and resource. One that is not in here is a vault of its own that takes any name."""
+
+_NOWHERE: Grounds = MappingProxyType({})
 _WILDCARD = re.compile(r"[*?]")
 _AS_IT_IS = (Placeholder("path"), Placeholder("dir"))
 
@@ -31,6 +53,7 @@ class Route:
     index: int
     back: bool = False
     """From the target to the source, as a two-way sync carries too."""
+    grounds: Grounds = field(default_factory=dict, repr=False)
 
     @property
     def target(self) -> Target:
@@ -48,6 +71,31 @@ class Route:
     @property
     def writes(self) -> str:
         return self.sync.source.vault if self.back else self.target.vault
+
+    @property
+    def read_at(self) -> Ground:
+        return self._ground(self.reads)
+
+    @property
+    def written_at(self) -> Ground:
+        return self._ground(self.writes)
+
+    @property
+    def source_at(self) -> Ground:
+        return self._ground(self.sync.source.vault)
+
+    def _ground(self, vault: str) -> Ground:
+        return self.grounds.get((vault, self.resource)) or Ground(vault, known=False)
+
+    def fit(self, plain: str) -> str:
+        """A name, or the beginning of one, as the vault that is written knows it."""
+        rule = self.written_at.names
+        if self.back:
+            return rule.key(plain)
+        try:
+            return rule.key(fitted(self.target, rule, plain))
+        except InvalidSecret:
+            return rule.key(plain)  # It can not be encoded: nothing is ever written.
 
     def begins_like(self, other: Route) -> bool:
         """Whether both begin at one side of one sync."""
@@ -71,12 +119,12 @@ class Cycle:
     certain: bool
 
 
-def find_overlaps(syncs: Iterable[Sync]) -> Iterator[Overlap]:
+def find_overlaps(syncs: Iterable[Sync], grounds: Grounds = _NOWHERE) -> Iterator[Overlap]:
     """Pairs of ends that write, or may write, the same names. Of one sync's targets, only those that surely do."""
-    by_vault: dict[tuple[str, str], list[Route]] = defaultdict(list)
-    for route in _routes(syncs):
+    by_vault: dict[tuple[Hashable, str], list[Route]] = defaultdict(list)
+    for route in _routes(syncs, grounds):
         if not route.back or route.index == 0:  # However many targets there are, the source is written once.
-            by_vault[route.writes, route.resource].append(route)
+            by_vault[route.written_at.place, route.resource].append(route)
     for routes in by_vault.values():
         regions = [_written(route) for route in routes]
         for at, to in _near(regions):
@@ -88,13 +136,13 @@ def find_overlaps(syncs: Iterable[Sync]) -> Iterator[Overlap]:
                 yield Overlap(one, other, certain)
 
 
-def find_cycles(syncs: Iterable[Sync]) -> Iterator[Cycle]:
+def find_cycles(syncs: Iterable[Sync], grounds: Grounds = _NOWHERE) -> Iterator[Cycle]:
     """The shortest cycles of several syncs, each told once. (A sync that reads what it writes itself is refused alone.)"""
-    routes = list(_routes(syncs))
+    routes = list(_routes(syncs, grounds))
     following: dict[Route, list[Route]] = {route: [] for route in routes}
-    for vault in {(route.writes, route.resource) for route in routes}:
-        writers = [route for route in routes if (route.writes, route.resource) == vault]
-        readers = [route for route in routes if (route.reads, route.resource) == vault]
+    for vault in {(route.written_at.place, route.resource) for route in routes}:
+        writers = [route for route in routes if (route.written_at.place, route.resource) == vault]
+        readers = [route for route in routes if (route.read_at.place, route.resource) == vault]
         if not readers:
             continue
         regions = [*map(_written, writers), *map(_read, readers)]
@@ -111,12 +159,12 @@ def find_cycles(syncs: Iterable[Sync]) -> Iterator[Cycle]:
             yield Cycle(cycle, _comes_back(cycle))
 
 
-def _routes(syncs: Iterable[Sync]) -> Iterator[Route]:
+def _routes(syncs: Iterable[Sync], grounds: Grounds) -> Iterator[Route]:
     for sync in syncs:
         for index in range(len(sync.targets)):
-            yield Route(sync, index)
+            yield Route(sync, index, grounds=grounds)
             if sync.two_way:
-                yield Route(sync, index, back=True)
+                yield Route(sync, index, back=True, grounds=grounds)
 
 
 def _shortest(start: Route, following: Mapping[Route, Sequence[Route]]) -> tuple[Route, ...]:
@@ -140,14 +188,11 @@ def _shortest(start: Route, following: Mapping[Route, Sequence[Route]]) -> tuple
 def _same_names(one: Route, other: Route) -> bool:
     """Whether a secret of one source is given one name by both."""
     a, b = one.sync.source, other.sync.source
-    alike = one.back and other.back
-    if not one.back and not other.back:
-        alike = (one.target.granularity, one.target.name_encoding) == (
-            other.target.granularity,
-            other.target.name_encoding,
-        )
+    alike = one.back is other.back and (one.back or one.target.granularity is other.target.granularity)
+    if not one.back and one.target.name_encoding is not other.target.name_encoding:
+        alike = alike and one.written_at.known
     by_field = one.target.granularity is Granularity.FIELD
-    if (a.vault, a.resource) != (b.vault, b.resource) or not alike:
+    if a.resource != b.resource or one.source_at.place != other.source_at.place or not alike:
         return False
     if by_field and one.target.fields != other.target.fields:
         # They may each take fields of their own.
@@ -155,7 +200,7 @@ def _same_names(one: Route, other: Route) -> bool:
     names = [one.sync.source.prefix + path for path in _samples(one.sync)]
     names += [other.sync.source.prefix + path for path in _samples(other.sync)]
     for name in names:
-        paths = _covered(one.sync, name), _covered(other.sync, name)
+        paths = _covered(one, name), _covered(other, name)
         if None not in paths and _name(one, str(paths[0])) == _name(other, str(paths[1])):
             return True
     return False
@@ -163,8 +208,8 @@ def _same_names(one: Route, other: Route) -> bool:
 
 def _comes_back(cycle: Sequence[Route]) -> bool:
     """Whether a secret that one of them carries is carried on by all, and ends where the first reads it again."""
-    if any(route.target.name_encoding is NameEncoding.REVERSIBLE for route in cycle):
-        # What the names are depends on the vault.
+    encoded = (route.target.name_encoding is NameEncoding.REVERSIBLE for route in cycle)
+    if any(encoded) and not all(route.written_at.known for route in cycle):
         return False
     for at in range(len(cycle)):
         order = (*cycle[at:], *cycle[:at])
@@ -184,28 +229,28 @@ def _samples(sync: Sync) -> list[str]:
     return [path for path in paths if why_left_out(sync, path) is None]
 
 
-def _covered(sync: Sync, name: str) -> str | None:
+def _covered(route: Route, name: str) -> str | None:
     """A source's name as the sync's path; None: the sync leaves it alone."""
-    path = name.removeprefix(sync.source.prefix)
-    inside = name.startswith(sync.source.prefix) and path != ""
-    return path if inside and why_left_out(sync, path) is None else None
+    sync = route.sync
+    path = path_below(sync.source.prefix, name, route.source_at.names)
+    return path if path and why_left_out(sync, path) is None else None
 
 
 def _path(route: Route, name: str) -> str | None:
     """What is read there, as the sync's path; None: the sync leaves it alone."""
     if not route.back:
-        return _covered(route.sync, name)
-    path = Mapper(route.target, NameRule()).path_of(name)
+        return _covered(route, name)
+    path = Mapper(route.target, route.read_at.names).path_of(name)
     return path if path is not None and why_left_out(route.sync, path) is None else None
 
 
 def _name(route: Route, path: str) -> str:
-    """What it is called where it is written, before it is made to fit the vault."""
+    """What it is called where it is written."""
     target = route.target
     if route.back:
-        return route.sync.source.prefix + path
+        return route.fit(route.sync.source.prefix + path)
     template = parse(target.rename.get(path, target.name), PLACEHOLDERS)
-    return target.prefix + template.render(of_path(path, "x").__getitem__)
+    return route.fit(target.prefix + template.render(of_path(path, "x").__getitem__))
 
 
 # --- by what names begin with -----------------------------------------------------------------------------------------
@@ -237,6 +282,13 @@ class _Region:
             for inner in ([one] if one.within(two) else [two] if two.within(one) else [])
         )
 
+    def told(self, fit: Callable[[str], str]) -> _Region:
+        """The same, with each text as the vault knows it."""
+        return _Region(
+            tuple(_Part(fit(part.text), part.whole) for part in self.parts),
+            tuple(_Part(fit(hole.text), hole.whole) for hole in self.holes),
+        )
+
     def _has(self, part: _Part) -> bool:
         return not any(part.within(hole) and (part.whole or not hole.whole) for hole in self.holes)
 
@@ -255,11 +307,13 @@ def _near(regions: Sequence[_Region]) -> list[tuple[int, int]]:
 
 
 def _read(route: Route) -> _Region:
-    return _at_target(route) if route.back else _at_source(route.sync)
+    if route.back:
+        return _at_target(route).told(Route(route.sync, route.index, grounds=route.grounds).fit)
+    return _at_source(route.sync).told(route.read_at.names.key)
 
 
 def _written(route: Route) -> _Region:
-    return _at_source(route.sync) if route.back else _at_target(route)
+    return (_at_source(route.sync) if route.back else _at_target(route)).told(route.fit)
 
 
 def _at_source(sync: Sync) -> _Region:

@@ -27,6 +27,11 @@ class VaultSettings(Settings):
         """Which of list, get, set and delete a vault configured so can do at all: what a sync may need of it."""
         return frozenset({"list", "get", "set", "delete"})
 
+    @property
+    def place(self) -> tuple[str | None, ...] | None:
+        """Where its secrets are: equal for two that surely are one and the same vault. None: nobody can tell."""
+        return None
+
     def name_rule(self, resource: str) -> NameRule | None:
         """Which names such a vault takes, the same as its capabilities say once it is open; None: not known before."""
         return None

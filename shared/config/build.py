@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, TypeVar, get_args
@@ -29,10 +29,11 @@ from shared.config.yaml_source import Document, read_document
 from shared.mapping import why_left_out
 from shared.metadata import why_not
 from shared.model import ConflictPolicy, DeletePolicy, Granularity, RetryPolicy, Source, Sync, Target
-from shared.overlaps import Route, find_cycles, find_overlaps
+from shared.overlaps import Ground, Grounds, Route, find_cycles, find_overlaps
 from shared.rules import Base64, Build, Decrypt, Encrypt, FieldRules, Fill, Form, JsonPick, MetadataRules, Step, Trim
 from shared.settings import VaultSettings
 from shared.transforms import read_identities
+from shared.vault import NameRule
 
 SettingsT = TypeVar("SettingsT", bound=BaseModel)
 
@@ -59,7 +60,11 @@ class _Builder:
                 self.look_for_lacks(sync, configured)
                 self.look_at_ways(sync, configured)
                 self.look_at_metadata(sync, configured)
-        self.look_for_clashes([sync for sync in syncs.values() if sync is not None])
+        known = [sync for sync in syncs.values() if sync is not None]
+        grounds = _grounds(known, configured)
+        for sync in known:
+            self.look_for_loops(sync, grounds)
+        self.look_for_clashes(known, grounds)
         if self.problems or file is None:
             raise InvalidConfig(dict.fromkeys(self.problems))
         return Config(
@@ -156,9 +161,29 @@ class _Builder:
                 place: Place = ("syncs", sync.id, "targets", index, "metadata", "carry")
                 self.report(place, why, "carry only what both keep")
 
-    def look_for_clashes(self, syncs: Sequence[Sync]) -> None:
+    def look_for_loops(self, sync: Sync, grounds: Grounds) -> None:
+        source = grounds[sync.source.vault, sync.source.resource]
+        for index, target in enumerate(sync.targets):
+            to = grounds[target.vault, sync.source.resource]
+            if to.place != source.place:
+                continue
+            prefixes = to.names.key(sync.source.prefix), to.names.key(target.prefix)
+            if _overlap(*prefixes) or _overlap(prefixes[0], to.names.key(to.names.fit(target.prefix))):
+                one = (
+                    "one vault"
+                    if target.vault == sync.source.vault
+                    else f"one vault ({sync.source.vault!r} is {target.vault!r})"
+                )
+                self.report(
+                    ("syncs", sync.id, "targets", index, "vault"),
+                    f"a loop: this sync would read what it has written, for both sides are in {one} and one prefix "
+                    "holds the other",
+                    "choose another vault, or prefixes side by side",
+                )
+
+    def look_for_clashes(self, syncs: Sequence[Sync], grounds: Grounds) -> None:
         """Syncs that get in each other's way. What only may be is a warning, and so is what no schedule brings about."""
-        for overlap in find_overlaps(syncs):
+        for overlap in find_overlaps(syncs, grounds):
             one, other = overlap.one, overlap.other
             if one.sync is other.sync:
                 if one.target.id != other.target.id:
@@ -172,12 +197,15 @@ class _Builder:
             hint = "give one of them another `prefix` or `name`, or leave out in one what the other carries"
             if all(two_ways) and one.back and other.back:
                 hint += ", or make all targets those of one sync"
+            vault = f"'{one.writes}'"
+            if other.writes != one.writes:
+                vault = f"'{other.writes}', which is {vault} as well"
             if overlap.certain and one.sync.enabled and other.sync.enabled:
-                self.report(_place(other), f"{both} would write the same names to vault '{one.writes}'", hint)
+                self.report(_place(other), f"{both} would write the same names to vault {vault}", hint)
             else:
                 taken = ": each takes what the other writes there for an edit by hand" if any(two_ways) else ""
-                self.warn(_place(other), f"{both} may write the same names to vault '{one.writes}'{taken}; {hint}")
-        for cycle in find_cycles(syncs):
+                self.warn(_place(other), f"{both} may write the same names to vault {vault}{taken}; {hint}")
+        for cycle in find_cycles(syncs, grounds):
             ways = [f"'{each.sync.id}' ({each.reads} to {each.writes})" for each in cycle.routes]
             way = ", ".join([*ways, f"and '{cycle.routes[0].sync.id}' again"])
             hint = "choose prefixes side by side, or leave out in one what another has written"
@@ -215,7 +243,7 @@ class _Builder:
                     self.report(
                         private, "a private key can not stand in the file", "put it in the environment: '${NAME}'"
                     )
-        for message, index, key, hint in _conflicts(source, targets):
+        for message, index, key, hint in _conflicts(targets):
             self.report((*place, "targets", index, key), message, hint)
         sync = Sync(
             id=sync_id,
@@ -304,8 +332,8 @@ def _step(settings: StepSettings) -> Step:
     raise AssertionError("a step without a key is refused when it is read")
 
 
-def _conflicts(source: Source, targets: tuple[Target, ...]) -> Iterator[tuple[str, int, str, str]]:
-    """What is wrong between a source and its targets: message, index of the target, key, hint."""
+def _conflicts(targets: tuple[Target, ...]) -> Iterator[tuple[str, int, str, str]]:
+    """What is wrong between targets: message, index of the target, key, hint."""
     seen: dict[str, int] = {}
     for index, target in enumerate(targets):
         if target.id in seen:
@@ -316,14 +344,21 @@ def _conflicts(source: Source, targets: tuple[Target, ...]) -> Iterator[tuple[st
                 "give one of them an `id` of its own",
             )
         seen.setdefault(target.id, index)
-        if target.vault == source.vault and _overlap(source.prefix, target.prefix):
-            yield (
-                "a loop: this sync would read what it has written, for both sides are in one vault and one prefix "
-                "holds the other",
-                index,
-                "vault",
-                "choose another vault, or prefixes side by side",
+
+
+def _grounds(syncs: Iterable[Sync], configured: Mapping[str, VaultSettings | None]) -> Grounds:
+    """What the settings tell of each vault that a sync names."""
+    found: dict[tuple[str, str], Ground] = {}
+    for sync in syncs:
+        for vault in (sync.source.vault, *(target.vault for target in sync.targets)):
+            settings = configured.get(vault)
+            place = settings.place if settings is not None else None
+            rule = settings.name_rule(sync.source.resource) if settings is not None else None
+            kind = getattr(settings, "kind", None)
+            found[vault, sync.source.resource] = Ground(
+                (kind, *place) if place else vault, rule or NameRule(), known=rule is not None
             )
+    return found
 
 
 def _place(route: Route) -> Place:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import product
 from typing import Any
 
@@ -13,7 +14,7 @@ from shared.config import InvalidConfig
 from shared.config.build import parse
 from shared.mapping import Mapper, why_left_out
 from shared.model import Granularity, NameEncoding, Source, Sync, Target
-from shared.overlaps import find_cycles, find_overlaps
+from shared.overlaps import Ground, find_cycles, find_overlaps
 from shared.rules import FieldRules
 from shared.vault import NameRule
 
@@ -173,6 +174,69 @@ def test_no_two_syncs_meet_without_a_word(one: Sync, other: Sync) -> None:
         assert one.source.vault == other.source.vault
 
 
+# --- as the vaults know them ----------------------------------------------------------------------------------------
+
+KEY_VAULT = NameRule(re.compile(r"[0-9a-zA-Z-]"), 127, ignores_case=True)
+GROUNDS = {("t", "secrets"): Ground("t", KEY_VAULT), ("t2", "secrets"): Ground("t", KEY_VAULT)} | {
+    (other, "secrets"): Ground("a") for other in ("a", "a2")
+}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        # Names that are one name there, however they are written.
+        (sync("s", "a>t", to="shop/"), sync("t", "a>t", to="Shop/"), [True]),
+        (sync("s", "a>t", to="shop/"), sync("t", "a>t", name="SHOP_{path}"), [True]),
+        (sync("s", "b>t", to="shop/"), sync("t", "c>t", name="shop-{path}"), [False]),
+        (sync("s", "b>t", to="shop/"), sync("t", "c>t", name="ship-{path}"), []),
+        (sync("s", "a>t", include=("x",), name="A_B"), sync("t", "a>t", include=("x",), name="a.b"), [True]),
+        # A code in its place is another name, but where there is nothing to encode.
+        (sync("s", "a>t", to="x/", name_encoding=NameEncoding.REVERSIBLE), sync("t", "a>t", to="x/"), [False]),
+        (sync("s", "a>t", to="x/", name_encoding=NameEncoding.REVERSIBLE), sync("t", "b>t", to="x/t/"), []),
+        (
+            sync("s", "a>t", to="x/", name_encoding=NameEncoding.REVERSIBLE),
+            sync("t", "b>t", name="x-sy{path}"),
+            [False],
+        ),
+        (sync("s", "a>t", name_encoding=NameEncoding.REVERSIBLE), sync("t", "a>t"), [True]),
+        # One vault under two ids, on either side.
+        (sync("s", "a>t", to="x/"), sync("t", "a2>t2", to="X/"), [True]),
+        (sync("s", "b>a", to="x/"), sync("t", "c>a2", to="x/"), [False]),
+        (sync("s", "b>a", to="x/"), sync("t", "c>a2", to="y/"), []),
+        (two_way("s", "a>b"), two_way("t", "a2>c"), [True]),
+        # Elsewhere case and characters count.
+        (sync("s", "b>a", to="x/"), sync("t", "b>a", to="X/"), []),
+    ],
+)
+def test_names_are_compared_as_the_vault_takes_them_and_vaults_by_where_they_are(
+    one: Sync, other: Sync, expected: list[bool]
+) -> None:
+    assert [each.certain for each in find_overlaps((one, other), GROUNDS)] == expected
+    assert [each.certain for each in find_overlaps((other, one), GROUNDS)] == expected
+
+
+def test_targets_of_one_sync_meet_where_their_names_are_one_there() -> None:
+    targets = (Target("one", "t", prefix="x/"), Target("two", "t2", prefix="X/"))
+    assert [each.certain for each in find_overlaps([Sync("s", Source("a"), targets)], GROUNDS)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("syncs", "expected"),
+    [
+        ([sync("s", "a>b"), sync("t", "b>a2")], [True]),
+        ([sync("s", "a>b", "x/", "x/"), sync("t", "b>a2", "x/", "y/")], []),
+        ([sync("s", "a>t", to="x/"), sync("t", "t2>a")], [True]),
+        # What is called x/… here is called x-… there, so nothing of it is read as x/….
+        ([sync("s", "a>t", to="x/"), sync("t", "t2>a", include=("x/**",))], []),
+        ([sync("s", "a>t", to="X/"), sync("t", "t2>a", include=("x-*",))], [True]),
+        ([sync("s", "a>t", name_encoding=NameEncoding.REVERSIBLE), sync("t", "t>a")], [True]),
+    ],
+)
+def test_a_ring_is_seen_through_names_and_ids(syncs: list[Sync], expected: list[bool]) -> None:
+    assert [each.certain for each in find_cycles(syncs, GROUNDS)] == expected
+
+
 # --- in a file ----------------------------------------------------------------------------------------------------
 
 VAULTS = """\
@@ -230,3 +294,57 @@ def test_what_only_may_be_is_a_warning() -> None:
     errors, (warning,) = told(text)
     assert errors == []
     assert "what one of these writes, the next may read: 'one' (hub to west), 'two' (west to hub)" in warning
+
+
+ONE_VAULT = [
+    '{kind: hashicorp, address: "http://127.0.0.1:8200", auth: {method: token, token: "${KEY}"}}',
+    '{kind: hashicorp, address: "http://127.0.0.1:8200/", mount: secret/, auth: {method: token, token: "${KEY}"}}',
+]
+
+
+def test_one_vault_under_two_ids_is_told_with_both() -> None:
+    vaults = f"vaults:\n  reader: {ONE_VAULT[0]}\n  writer: {ONE_VAULT[1]}\n"
+    hub = '  hub: {kind: file, path: a, key: "${KEY}"}\n'
+    file = '  again: {kind: file, path: ./x/../a, key: "${KEY}"}\n'
+    above = vaults + hub + file + "syncs:\n"
+
+    def problems(text: str) -> list[str]:
+        with pytest.raises(InvalidConfig) as caught:
+            parse((above + text).encode(), {"KEY": "A" * 43 + "="}, "f")
+        return [str(each) for each in caught.value.problems]
+
+    (loop,) = problems("  s: {source: {vault: reader}, targets: [{vault: writer}]}\n")
+    assert "a loop: this sync would read what it has written" in loop
+    assert "in one vault ('reader' is 'writer')" in loop
+    both = "".join(
+        f"  s-{each}: {{source: {{vault: hub}}, targets: [{{vault: {each}}}]}}\n" for each in ("reader", "writer")
+    )
+    (met,) = problems(both)
+    assert (
+        "sync 's-writer' and sync 's-reader' would write the same names to vault 'writer', which is 'reader' as well"
+        in met
+    )
+    ring = (
+        "  s: {source: {vault: hub}, targets: [{vault: writer}]}\n"
+        "  t: {source: {vault: reader}, targets: [{vault: again}]}\n"
+    )
+    (cycle,) = problems(ring)
+    assert "'s' (hub to writer), 't' (reader to again), and 's' again" in cycle
+
+
+def test_other_mounts_namespaces_and_files_are_other_vaults() -> None:
+    other = ONE_VAULT[0].replace("auth:", "mount: kv, auth:"), ONE_VAULT[0].replace("auth:", "namespace: team, auth:")
+    for each in other:
+        vaults = f"vaults:\n  one: {ONE_VAULT[0]}\n  two: {each}\nsyncs:\n"
+        text = vaults + "  s: {source: {vault: one}, targets: [{vault: two}]}\n"
+        assert parse(text.encode(), {"KEY": "t"}, "f").syncs
+
+
+def test_a_key_vault_that_is_read_and_written_is_a_loop_in_any_case() -> None:
+    vaults = "vaults:\n" + "".join(
+        f"  {name}: {{kind: azure_key_vault, url: {url}}}\n"
+        for name, url in (("one", "https://a.vault.azure.net"), ("two", "https://A.vault.azure.net/"))
+    )
+    text = vaults + "syncs:\n  s: {source: {vault: one, prefix: X/}, targets: [{vault: two, prefix: x/y/}]}\n"
+    with pytest.raises(InvalidConfig, match="a loop"):
+        parse(text.encode(), {}, "f")

@@ -78,6 +78,10 @@ class Settings(VaultSettings):
     def _a_login_address(cls, text: str | None) -> str | None:
         return None if text is None else _https_address(text, "https://login.microsoftonline.us")
 
+    @property
+    def place(self) -> tuple[str]:
+        return (self.url.lower(),)
+
     def name_rule(self, resource: str) -> NameRule:
         return NAMES
 

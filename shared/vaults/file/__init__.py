@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import copy
 import json
+import os
 import secrets as random
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -50,6 +51,10 @@ class Settings(VaultSettings):
         if raw_key(text) is None and len(text) < MIN_PASSPHRASE:
             raise ValueError(f"expected 32 bytes in base64, or a passphrase of at least {MIN_PASSPHRASE} characters")
         return key
+
+    @property
+    def place(self) -> tuple[str]:
+        return (os.path.realpath(self.path),)
 
     def name_rule(self, resource: str) -> NameRule:
         return NameRule()

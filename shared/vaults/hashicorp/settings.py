@@ -168,6 +168,10 @@ class Settings(VaultSettings):
             raise ValueError("client_key is given without client_cert")
         return self
 
+    @property
+    def place(self) -> tuple[str | None, ...]:
+        return self.url.lower(), self.namespace, self.mount
+
     def name_rule(self, resource: str) -> NameRule:
         return POLICY_NAMES if resource == "policies" else NameRule()
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import aiohttp
 
+from benchmarks.burst import burst
 from benchmarks.throughput import CONCURRENCY, Bare, each, paths
 from tests.event_stack import EventStack, Place, disable_audit, enable_audit
 from tests.servers.processes import RealVault, vault
@@ -89,18 +90,16 @@ async def bare_fan_out(session: aiohttp.ClientSession, vaults: dict[str, RealVau
 
 async def bare_beside_burst(session: aiohttp.ClientSession, vaults: dict[str, RealVault]) -> float:
     """The bare loop from the burst's first write on, its audit log read and thrown away."""
-    hub, *_ = vaults.values()
-    source, one, two = (Bare(session, server, server.new_mount(2)) for server in vaults.values())
+    hub = vaults["hub"]
+    mount = hub.new_mount(2)
+    source = Bare(session, hub, mount)
+    one, two = (Bare(session, vaults[name], vaults[name].new_mount(2)) for name in ("one", "two"))
     written: asyncio.Queue[str | None] = asyncio.Queue()
 
     async def throw_away(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while await reader.read(1 << 16):
             pass
         writer.close()
-
-    async def put(path: str) -> None:
-        await source.put(path, _value(path))
-        written.put_nowait(path)
 
     async def copy() -> None:
         while (path := await written.get()) is not None:
@@ -113,7 +112,8 @@ async def bare_beside_burst(session: aiohttp.ClientSession, vaults: dict[str, Re
     try:
         begin = time.perf_counter()
         copies = [asyncio.create_task(copy()) for _ in range(CONCURRENCY)]
-        await each(paths(SECRETS), put)
+        secrets = ((path, _value(path)) for path in paths(SECRETS))
+        await burst(hub, mount, secrets, connections=CONCURRENCY, written=written.put_nowait)
         for _ in copies:
             written.put_nowait(None)
         await asyncio.gather(*copies)
@@ -137,17 +137,13 @@ def _value(path: str) -> dict[str, object]:
 
 
 async def fan_out(
-    session: aiohttp.ClientSession, running: EventStack, pids: Mapping[str, int]
+    session: aiohttp.ClientSession, hub: RealVault, running: EventStack, pids: Mapping[str, int]
 ) -> tuple[float, float, dict[str, float]]:
     """Seconds for the writing of all secrets, until all have arrived everywhere, and of processor time by process."""
-    source = Bare(session, running.source.vault, running.source.mount)  # type: ignore[arg-type]
-
-    async def put(path: str) -> None:
-        await source.put(path, _value(path))
-
+    secrets = ((path, _value(path)) for path in paths(SECRETS))
     before = processor_time(pids)
     begin = time.perf_counter()
-    await each(paths(SECRETS), put)
+    await burst(hub, running.source.mount, secrets, connections=CONCURRENCY)
     written = time.perf_counter() - begin
     wanted = SECRETS * len(running.targets)
     while (there := await asyncio.to_thread(arrived, running)) < wanted:
@@ -223,7 +219,9 @@ async def measure(vaults: dict[str, RealVault], parts: set[str]) -> None:
             with stack(vaults) as running:
                 started = {name: process.pid for name, process in running.processes.items()}
                 servers = {name: server.pid for name, server in vaults.items()}
-                written, took, spent = await fan_out(session, running, {**servers, **started, "burst": os.getpid()})
+                written, took, spent = await fan_out(
+                    session, vaults["hub"], running, {**servers, **started, "burst": os.getpid()}
+                )
             print(f"{SECRETS} secrets, one Vault → two, {CONCURRENCY} calls at once, all {2 * SECRETS} writes arrived")
             print(f"  the source took them at {SECRETS / written:.0f}/s, with its audit device on")
             rates = f"{SECRETS / took:6.0f} secrets/s   bare loop {SECRETS / bare_took:6.0f}/s"

@@ -16,10 +16,11 @@ from urllib.parse import urlsplit
 import azure.functions as func
 
 from shared import jobs
-from shared.api import ROUTES, Request, Route, answer
+from shared.api import ROUTES, answer
 from shared.app import LazyApp
 from shared.config import Outline, find_config, outline
 from shared.errors import ConfigError, Refused, StoreError, SyncError
+from shared.http import Request, Route
 
 CONNECTION = "AzureWebJobsStorage"
 

@@ -2,21 +2,19 @@
 
 `ROUTES` says what there is; `answer` deals with one request to a route. Whoever hosts them matches routes and methods and
 checks keys. function_app.py imports this module, so pydantic, the engine and the SDKs are imported when they are used.
-
-Errors are problem+json (https://www.rfc-editor.org/rfc/rfc9457). None of them repeats a request's body.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from collections.abc import Awaitable, Mapping
+from dataclasses import asdict, fields, is_dataclass
 from datetime import UTC, date, datetime
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from shared.errors import ConfigError, Refused, StoreError, SyncError
+from shared.http import MAX_LIMIT, RETRY_AFTER, Apps, Problem, Request, Response, Route, json_response, problem_response
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
         ObjectCounts,
         PauseReport,
         PlanReport,
-        ProblemDetails,
         RunBegun,
         RunReport,
         StatusReport,
@@ -42,66 +39,8 @@ T = TypeVar("T")
 
 MAX_BODY = 64 * 1024
 """Bytes of a request: these take a few options each."""
-MAX_LIMIT = 1000
-RETRY_AFTER = "5"
-"""Seconds, for a store that failed."""
 PLANS_SEARCHED = 2000
 """Runs that are looked through for the newest plan."""
-
-JSON_TYPE = "application/json"
-PROBLEM_TYPE = "application/problem+json"
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """`route_params` and `params` (the query's) are decoded; names in `headers` are in lower case."""
-
-    path: str
-    method: str = "GET"
-    route_params: Mapping[str, str] = field(default_factory=dict)
-    params: Mapping[str, str] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    body: bytes = field(default=b"", repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    status: int
-    body: bytes
-    headers: Mapping[str, str]
-
-
-class Apps(Protocol):
-    """Where a handler gets the app from."""
-
-    async def get(self) -> App:
-        """Raises ConfigError and StoreError when there is none."""
-        ...
-
-
-Handler: TypeAlias = Callable[[Apps, Request], Awaitable[Response]]
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    name: str
-    method: str
-    template: str
-    """Without a slash in front; `{name}` stands for one segment."""
-    handler: Handler
-    needs_key: bool = True
-    needs_config: bool = True
-    """Whether it is there only where the configuration can be read."""
-
-
-class Problem(Exception):
-    """What a request is answered with when it can not be granted."""
-
-    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.detail = detail
-        self.headers = headers or {}
 
 
 async def answer(route: Route, apps: Apps, request: Request) -> Response:
@@ -136,22 +75,6 @@ def _check_method(route: Route, request: Request) -> None:
 
 
 # --- answers ------------------------------------------------------------------------------------------------------
-
-
-def json_response(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    body = json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
-    return Response(status, body, {"Content-Type": JSON_TYPE, "Cache-Control": "no-store", **(headers or {})})
-
-
-def problem_response(problem: Problem, request: Request) -> Response:
-    content: ProblemDetails = {
-        "type": "about:blank",
-        "title": HTTPStatus(problem.status).phrase,
-        "status": problem.status,
-        "detail": problem.detail,
-        "instance": request.path,
-    }
-    return json_response(content, problem.status, {"Content-Type": PROBLEM_TYPE, **problem.headers})
 
 
 def run_json(run: Run) -> RunReport:
@@ -573,7 +496,7 @@ async def health(apps: Apps, request: Request) -> Response:
 async def openapi(apps: Apps, request: Request) -> Response:
     from shared.openapi import document
 
-    return json_response(document())
+    return json_response(document(ROUTES))
 
 
 async def metrics(apps: Apps, request: Request) -> Response:

@@ -19,9 +19,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from shared.api import Problem, Request
 from shared.audit import Unreadable, from_record, merge, read_line
 from shared.errors import ConfigError, InvalidSecret, VaultError
+from shared.http import RETRY_AFTER, Problem, Request
 from shared.notices import AuditNotice, GapNotice, KeyVaultNotice, Notice
 from shared.signing import sign
 
@@ -46,7 +46,6 @@ MAX_SKEW = 300
 """Seconds that the sender's clock and ours may differ."""
 REMEMBERED = timedelta(days=1)
 """How long a batch that was taken is known again."""
-RETRY_AFTER = "5"
 SECRET_CREATED = "Microsoft.KeyVault.SecretNewVersionCreated"  # noqa: S105
 
 TIMESTAMP, BATCH, SIGNATURE = "X-Vaultferry-Timestamp", "X-Vaultferry-Batch", "X-Vaultferry-Signature"

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 
 from shared import VERSION, bodies, shapes
-from shared.api import JSON_TYPE, MAX_LIMIT, PROBLEM_TYPE, RETRY_AFTER, ROUTES, Route
+from shared.http import JSON_TYPE, MAX_LIMIT, PROBLEM_TYPE, RETRY_AFTER, Route
 from shared.intake import BATCH, MAX_ENTRIES, MAX_SENT, MAX_UNPACKED, SIGNATURE, TIMESTAMP, Counts
 from shared.model import ObjectStatus, Sync
 from shared.rules import KEYS
@@ -270,12 +270,12 @@ that says what to do. No answer holds the value of a secret."""
 
 
 @cache
-def document() -> Node:
-    """The whole document. Not to be changed."""
-    operations = {route.name: OPERATIONS[route.name] for route in ROUTES}
+def document(routes: tuple[Route, ...]) -> Node:
+    """The whole document of an interface with these routes. Not to be changed."""
+    operations = {route.name: OPERATIONS[route.name] for route in routes}
     schemas, components = _schemas(list(operations.values()))
     paths: dict[str, Node] = {}
-    for route in ROUTES:
+    for route in routes:
         path = paths.setdefault(f"/{route.template}", {})
         path[route.method.lower()] = _operation(route, operations[route.name], schemas)
     return {

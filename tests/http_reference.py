@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from shared.api import ROUTES
 from shared.openapi import document
 from tests.reference import anchor
 
@@ -38,7 +39,7 @@ Node = Mapping[str, Any]
 
 
 def page() -> str:
-    whole = document()
+    whole = document(ROUTES)
     operations = [
         (f"{method.upper()} {path}", about)
         for path, methods in whole["paths"].items()
@@ -134,7 +135,7 @@ def _keys(schema: Node) -> str:
 def _type(node: Node) -> str:
     if "$ref" in node:
         name = node["$ref"].rpartition("/")[2]
-        schema = document()["components"]["schemas"][name]
+        schema = document(ROUTES)["components"]["schemas"][name]
         return _type(schema) if "enum" in schema else f"[{name}](#{anchor(name)})"
     if "const" in node:
         return f"`{node['const']}`"

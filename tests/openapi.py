@@ -9,7 +9,8 @@ from typing import Any
 
 from jsonschema import Draft202012Validator
 
-from shared.api import Request, Response, Route
+from shared.api import ROUTES
+from shared.http import Request, Response, Route
 from shared.openapi import document
 
 ADVICE = "say so in shared/openapi.py or shared/shapes.py, then `make reference`"
@@ -18,7 +19,7 @@ ADVICE = "say so in shared/openapi.py or shared/shapes.py, then `make reference`
 @cache
 def closed() -> dict[str, Any]:
     """The document, but with schemas that take no key which they do not name."""
-    found = copy.deepcopy(document())
+    found = copy.deepcopy(document(ROUTES))
     for schema in found["components"]["schemas"].values():
         if "properties" in schema:
             schema.setdefault("additionalProperties", False)

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from shared.cli.output import GOOD, QUIET, STRONG, UNSURE, Part, plural
+from shared.cli.output import GOOD, QUIET, STRONG, UNSURE, Part, plural, short, when
 from shared.cli.session import FAILED, FINE, INTERRUPTED, Session
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ async def show_conflicts(session: Session, app: App, syncs: Sequence[Sync]) -> i
 
 
 def _show(session: Session, sync: Sync, rows: Sequence[ObjectState]) -> None:
-    from shared.cli.looking import when
     from shared.engine.by_hand import sights_of
 
     out, path = session.out, rows[0].path
@@ -61,7 +60,6 @@ def _show(session: Session, sync: Sync, rows: Sequence[ObjectState]) -> None:
 
 
 def _side(sight: Sight) -> list[Part]:
-    from shared.cli.looking import short, when
     from shared.model import from_iso
 
     holds: Part = (sight.digest or "")[:_DIGITS] if sight.digest else ("holds nothing", QUIET)

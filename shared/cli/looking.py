@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from shared.cli.output import BAD, GOOD, QUIET, STATUS_STYLES, STRONG, Part, plural
+from shared.cli.output import BAD, GOOD, QUIET, STATUS_STYLES, STRONG, Part, plural, short, when
 from shared.cli.session import FAILED, FINE, ConfigOption, JsonOption, LevelOption, Session, begin, chosen
 from shared.errors import ConfigError
 
@@ -27,11 +27,6 @@ FAILURES_SHOWN = 20
 def register(app: typer.Typer) -> None:
     for function in (status, history):
         app.command()(function)
-
-
-def when(moment: datetime | None) -> str:
-    """A time in UTC, to the second."""
-    return "" if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
 
 
 # --- status -------------------------------------------------------------------------------------------------------
@@ -90,7 +85,8 @@ async def _status(session: Session, app: App, name: str | None) -> int:
 
 async def _document(app: App, sync_id: str) -> dict[str, Any]:
     """The very answer of GET /syncs/{id}/status."""
-    from shared.api import Request, sync_status
+    from shared.api import sync_status
+    from shared.http import Request
 
     class Opened:
         async def get(self) -> App:
@@ -285,11 +281,6 @@ def _decision(row: HistoryRow) -> str:
     held = {side["side"]: side["digest"] for side in detail["sides"]}
     over = ", ".join(side for side, digest in held.items() if digest != held.get(detail["taken"]))
     return f"{detail['taken']} taken" + (f" over {over}" if over else "") + f": {detail['rule']}"
-
-
-def short(version: str) -> str:
-    """A version as people tell them apart: Key Vault's have 32 digits."""
-    return version if len(version) <= 8 else f"{version[:7]}…"
 
 
 async def _verify(session: Session, app: App, sync: str | None) -> int:

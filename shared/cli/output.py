@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Collection, Iterable, Sequence
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeAlias
 
@@ -43,6 +44,16 @@ def printable(text: str) -> str:
 
 def plural(count: int, one: str, several: str | None = None) -> str:
     return f"{count:,} {one if count == 1 else several or one + 's'}"
+
+
+def when(moment: datetime | None) -> str:
+    """A time in UTC, to the second."""
+    return "" if moment is None else f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def short(version: str) -> str:
+    """A version as people tell them apart: Key Vault's have 32 digits."""
+    return version if len(version) <= 8 else f"{version[:7]}…"
 
 
 class Output:

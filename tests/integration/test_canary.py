@@ -28,11 +28,11 @@ from sandbox.server import SandboxServer
 from sandbox.vault import VaultSandbox
 from sandbox.vault_json import Number
 from shared import api, jobs
-from shared.api import Request, Route
 from shared.app import App
 from shared.config.build import parse
 from shared.errors import SyncError, VaultError
 from shared.host_settings import HostSettings
+from shared.http import Request, Route
 from shared.jobs import Message, WriteJob
 from shared.model import Expect, Secret
 from shared.queue_loop import QueueLoop

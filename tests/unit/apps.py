@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from shared import jobs
-from shared.api import ROUTES, Request, Response, answer
+from shared.api import ROUTES, answer
 from shared.app import App
 from shared.config.build import parse
 from shared.history import Save
 from shared.host_settings import HostSettings
+from shared.http import Request, Response
 from shared.jobs import Message
 from shared.model import Action, Contested, Event, ObjectState, ObjectStatus, Run, Secret, Sight
 from shared.queue_loop import QueueLoop

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from shared.api import ROUTES, Request, answer
+from shared.api import ROUTES, answer
 from shared.app import App, LazyApp
 from shared.errors import StoreError
+from shared.http import Request
 from shared.model import Control, Run, RunStatus
 from shared.relay.relay import Relay
 from tests.unit.apps import Client, environment, make_app, seed, working, write_config

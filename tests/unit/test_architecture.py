@@ -6,6 +6,7 @@ import ast
 import sys
 from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,6 +53,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "shared.config",
         "shared.api",
         "shared.bodies",
+        "shared.http",
         "shared.intake",
         "shared.openapi",
         "shared.relay",
@@ -170,6 +172,15 @@ def kinds() -> list[str]:
 
 def place(module: Module, found: Import) -> str:
     return f"{module.path.relative_to(ROOT)}:{found.line} imports {found.name}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Late imports included: they hide a circle, and do not undo it."""
+    graph = {name: {found.name for found in ours(module)} - {name} for name, module in modules().items()}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        raise AssertionError(" imports ".join(reversed(error.args[1]))) from None
 
 
 def test_nothing_imports_from_a_layer_above() -> None:

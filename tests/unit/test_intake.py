@@ -20,10 +20,10 @@ from hypothesis import strategies as st
 
 from sandbox.vault import VaultSandbox
 from shared import intake, jobs
-from shared.api import Problem, Request, Response
 from shared.app import App
 from shared.config.build import parse
 from shared.errors import StoreError
+from shared.http import Problem, Request, Response
 from shared.intake import MAX_ENTRIES, MAX_SENT, MAX_UNPACKED, MAX_VALUES
 from shared.jobs import EventJob
 from shared.signing import sign

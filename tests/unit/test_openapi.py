@@ -21,8 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared import api
-from shared.api import ROUTES, Request, Response, Route
+from shared.api import ROUTES
 from shared.audit import to_record
+from shared.http import Request, Response, Route
 from shared.notices import AuditNotice, GapNotice
 from shared.openapi import OPERATIONS, document
 from tests import http_reference, openapi
@@ -50,7 +51,7 @@ def takes_json() -> list[Route]:
 
 def model(route: Route) -> dict[str, Any]:
     reference: str = operation(route)["requestBody"]["content"]["application/json"]["schema"]["$ref"]
-    found: dict[str, Any] = document()["components"]["schemas"][reference.rpartition("/")[2]]
+    found: dict[str, Any] = document(ROUTES)["components"]["schemas"][reference.rpartition("/")[2]]
     return found
 
 
@@ -58,22 +59,22 @@ def model(route: Route) -> dict[str, Any]:
 
 
 def test_the_document_is_valid() -> None:
-    assert document()["openapi"].startswith("3.1.")
-    openapi_spec_validator.validate(document())
+    assert document(ROUTES)["openapi"].startswith("3.1.")
+    openapi_spec_validator.validate(document(ROUTES))
 
 
 def test_every_route_is_described_and_nothing_else() -> None:
     assert {route.name for route in ROUTES} == set(OPERATIONS), "describe each route in shared/openapi.py"
     described = {
         (method, path): about["operationId"]
-        for path, methods in document()["paths"].items()
+        for path, methods in document(ROUTES)["paths"].items()
         for method, about in methods.items()
     }
     assert described == {(route.method.lower(), f"/{route.template}"): route.name for route in ROUTES}
 
 
 def test_what_wants_no_key_says_so_and_a_key_goes_in_either_place() -> None:
-    found = document()
+    found = document(ROUTES)
     assert found["security"] == [{"functionKey": []}, {"functionKeyInQuery": []}]
     schemes = found["components"]["securitySchemes"]
     assert {(each["in"], each["name"]) for each in schemes.values()} == {
@@ -88,7 +89,7 @@ def test_what_wants_no_key_says_so_and_a_key_goes_in_either_place() -> None:
 
 async def test_it_is_served_without_a_key_and_is_the_same_for_every_installation(client: Client) -> None:
     response = await client.call("GET", "/openapi.json")
-    assert json.loads(response.body) == document()
+    assert json.loads(response.body) == document(ROUTES)
     assert not by_name("openapi").needs_key
     text = response.body.decode()
     for name in ("hub-to-prod", "by-hand", "resting", str(Path.home()), "localhost", "127.0.0.1"):
@@ -96,11 +97,11 @@ async def test_it_is_served_without_a_key_and_is_the_same_for_every_installation
 
 
 def test_it_speaks_to_people_who_have_no_source_code() -> None:
-    assert re.findall(r"`?shared[./]\w+", json.dumps(document())) == []
+    assert re.findall(r"`?shared[./]\w+", json.dumps(document(ROUTES))) == []
 
 
 def test_each_reference_leads_somewhere_and_each_schema_is_used() -> None:
-    found = document()
+    found = document(ROUTES)
     names = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(found)))
     assert names == set(found["components"]["schemas"])
 
@@ -270,7 +271,9 @@ def test_steps_and_settings_that_hold_keys_are_not_described() -> None:
 
 texts = st.text(max_size=12) | st.sampled_from(["hub-to-prod", "resting", "prod", "9", "2026-01-01", "json", "in_sync"])
 known_keys = st.sampled_from(
-    sorted({key for schema in document()["components"]["schemas"].values() for key in schema.get("properties", {})})
+    sorted(
+        {key for schema in document(ROUTES)["components"]["schemas"].values() for key in schema.get("properties", {})}
+    )
 )
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | texts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-BENCHMARKS = ("cold_start", "memory", "throughput", "two_way", "vaultwarden", "relay")
+BENCHMARKS = ("cold_start", "memory", "throughput", "events", "two_way", "vaultwarden", "relay")
 
 if __name__ == "__main__":
     for name in BENCHMARKS:

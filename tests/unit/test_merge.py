@@ -338,3 +338,14 @@ def test_what_a_target_missed_does_not_make_a_value_old() -> None:
     east = Side("east", "c", "b", now - timedelta(hours=1), exact)
     merged = merge(source, [south, north, east], ConflictPolicy.NEWEST)
     assert (merged.verdict, merged.value) == (Verdict.CARRY, "a")
+
+
+def test_the_newest_is_newer_than_all_others_and_not_only_than_the_next() -> None:
+    """South tells coarse times: its value may be younger than north's, and as young as the source's."""
+    exact = timedelta(0)
+    source = Side(SOURCE_SIDE, "b", None, START + timedelta(seconds=165), exact)
+    north = Side("north", "c", "a", START + timedelta(seconds=100), exact)
+    south = Side("south", "d", "a", START, timedelta(seconds=150))
+    assert merge(source, [north, south], ConflictPolicy.NEWEST).verdict is Verdict.CONFLICT
+    precise = replace(south, resolution=exact)
+    assert merge(source, [north, precise], ConflictPolicy.NEWEST).value == "b"

@@ -170,3 +170,22 @@ async def test_what_the_source_refuses_goes_to_no_other_spoke(tmp_path: Path) ->
         hub["source"].faults.queued.clear()
         await hub.w.sync()
         assert hub.values() == {"a": {"value": "2"}}
+
+
+async def test_what_a_spoke_missed_before_a_deletion_that_is_not_carried_stays_apart(tmp_path: Path) -> None:
+    """Nothing is left in the source that could bring it up to date, and no side contradicts another."""
+    async with two(tmp_path, KV2, names=SPOKES, retry_policy=HASTY) as hub:
+        await hub.agree(a="1")
+        hub["two"].faults.always = Unavailable("no answer", vault="two")
+        hub["source"].put("a", "2")
+        await hub.w.sync()
+        hub["source"].remove("a")
+        hub["two"].faults.always = None
+        await hub.w.sync()
+        run = await hub.sync()
+        assert (run.written, run.deleted, run.conflicts) == (0, 0, 0)
+        assert [hub[side].values() for side in SPOKES] == [{}, {"a": {"value": "2"}}, {"a": {"value": "1"}}]
+        assert await hub.listed() == set()
+        hub["source"].put("a", "3")
+        await hub.sync()
+        assert hub.values() == {"a": {"value": "3"}}

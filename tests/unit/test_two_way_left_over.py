@@ -6,10 +6,12 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
+
 from shared.engine.settling import CLAIM
-from shared.errors import AccessDenied, Unavailable
+from shared.errors import AccessDenied, StoreError, Unavailable
 from shared.history import Save
-from shared.model import ConflictPolicy, DeletePolicy, ObjectState, ObjectStatus, RetryPolicy, RunStatus
+from shared.model import Chunk, ConflictPolicy, DeletePolicy, ObjectState, ObjectStatus, RetryPolicy, RunStatus
 from tests.unit.test_two_way import KV2, LISTED, Two, either_side, two
 
 SPOKES = ("source", "one", "two")
@@ -41,6 +43,31 @@ async def test_a_path_that_another_process_works_on_waits_and_is_carried_then(tm
         await both.w.store.save_objects([Save(replace(kept, claim=None, claim_expires_at=None))])
         await both.w.drain()
         assert both.values() == {"a": {"value": "2"}}
+
+
+async def test_what_a_run_wrote_is_counted_once_though_it_died_before_it_could_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job comes again: it looks at no side, and the run tells of the write as one."""
+    async with two(tmp_path, KV2) as both:
+        await both.agree(a="1")
+        both["source"].put("a", "2")
+        run = await both.w.engine.runs.start("s", trigger="manual")
+        await deliver(both)
+        (_, job, _) = both.w.queues.messages[0]
+
+        async def dies(chunk: Chunk) -> Chunk | None:
+            raise StoreError("gone")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(both.w.store, "save_chunk", dies)
+            with pytest.raises(StoreError):
+                await both.w.engine.handle(job)
+        assert both.values() == {"a": {"value": "2"}}
+        both.forget()
+        await both.w.drain()
+        assert (await both.w.engine.runs.view(run.run_id)).written == 1
+        assert both["target"].calls["get"] == 0
 
 
 @either_side

@@ -80,9 +80,7 @@ async def test_an_event_of_a_paused_sync_writes_nothing_until_it_goes_on(tmp_pat
         await both.w.drain()
         assert not any(both.writes.values())
         await both.w.engine.runs.pause("s", False)
-        await both.w.engine.runs.recover("s")
         await both.w.drain()
-        await both.sync()
         assert both.values() == {"a": {"value": "2"}}
 
 

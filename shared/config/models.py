@@ -319,6 +319,8 @@ class TargetSettings(Settings):
             raise invalid(
                 "paths do not begin with '/', so this one is never met", "leave the first '/' out", at="rename"
             )
+        if any(segment in ("", ".", "..") for path in self.rename for segment in path.split("/")):
+            raise invalid("a path has no empty, '.' or '..' segments, so this one is never met", at="rename")
         return self
 
 

@@ -4,7 +4,6 @@ fingerprints could not tell; and what each change rests on. Values are read, com
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -36,9 +35,13 @@ def field_changes(before: Fields, after: Fields, digester: Digester) -> FieldCha
     )
 
 
-def trace(fingerprint: str | None, version: str | None, digest: str | None) -> Trace:
-    """What is kept of a look, so that nobody can guess at a value by it."""
-    return Trace(_hashed(fingerprint), version, _hashed(digest))
+def trace(digester: Digester, fingerprint: str | None, version: str | None, digest: str | None) -> Trace:
+    """What is kept of a look, so that nobody can guess at a value by it: a fingerprint may be an ETag made of the value."""
+
+    def keyed(text: str | None) -> str | None:
+        return None if text is None else digester.digest([text])[:16]
+
+    return Trace(keyed(fingerprint), version, keyed(digest))
 
 
 def trace_of(place: Place, found: Found) -> Trace | None:
@@ -47,17 +50,13 @@ def trace_of(place: Place, found: Found) -> Trace | None:
         return None
     entry = found.entry or Entry("")
     fingerprint = entry.fingerprint if found.secret is None else place.fingerprint(found.secret)
-    return trace(fingerprint, entry.version, found.digest)
+    return trace(place.digester, fingerprint, entry.version, found.digest)
 
 
 def trace_of_value(place: Place, secret: Secret) -> Trace:
     """The trace of a value that was read."""
     version = secret.entry.version if secret.entry else None
-    return trace(place.fingerprint(secret), version, place.digest(secret))
-
-
-def _hashed(text: str | None) -> str | None:
-    return None if text is None else hashlib.sha256(text.encode()).hexdigest()[:16]
+    return trace(place.digester, place.fingerprint(secret), version, place.digest(secret))
 
 
 async def look_or_describe(place: Place, name: str) -> Found:
@@ -227,7 +226,8 @@ class CloserLook:
                     kept = f"{change.reason}; kept, because it was changed in the target since"
                     return replace(change, kind=ChangeKind.KEEP, reason=kept)
                 return replace(change, kind=ChangeKind.CONFLICT, reason=error.why)
-            seen[part.name] = None if entry is None else trace(part.fingerprint, part.version, part.digest)
+            left = (part.fingerprint, part.version, part.digest)
+            seen[part.name] = None if entry is None else trace(self._work.digester, *left)
         if seen and not any(seen.values()):
             change = replace(change, reason=f"{change.reason}; it is gone from the target already")
         # Of a path that is only called otherwise now, the source has a value, whichever.

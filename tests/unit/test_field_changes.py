@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pyrage import x25519
 
 from shared.engine.document import read_plan
-from shared.engine.field_changes import MOST_FIELDS, field_changes
+from shared.engine.field_changes import MOST_FIELDS, field_changes, trace
 from shared.errors import AccessDenied, Unavailable
 from shared.mapping import Digester
 from shared.model import DeletePolicy, Granularity, OnExisting, RunStatus, Sync, Target
@@ -290,3 +290,12 @@ async def test_of_very_many_fields_their_number_is_told(w: World, source: Memory
     source.put("a", {f"f{n}": str(n) for n in range(MOST_FIELDS + 1)})
     (item,) = (await items(w)).values()
     assert (item["reason"], item["fields"]) == (f"new here; {MOST_FIELDS + 1} fields change", None)
+
+
+def test_what_is_kept_of_a_look_tells_nothing_without_the_digest_key() -> None:
+    """A fingerprint may be an ETag that a server made of the value alone."""
+    kept = [trace(Digester(key * 32), "etag-of-a-weak-value", "7", "digest") for key in "ab"]
+    assert kept[0].version == kept[1].version == "7"
+    assert kept[0].fingerprint != kept[1].fingerprint
+    assert kept[0].digest != kept[1].digest
+    assert kept[0] == trace(Digester("a" * 32), "etag-of-a-weak-value", "7", "digest")

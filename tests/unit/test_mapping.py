@@ -84,6 +84,7 @@ def test_paths_that_share_a_name_are_all_refused_and_name_each_other() -> None:
     assert naming.names == {"c": ["c"]}
     assert set(naming.refused) == {"A_B", "a-b", "a.b"}
     assert all("would both be written to" in why for why in naming.refused.values())
+    assert all("rename" in why and "name_encoding" in why for why in naming.refused.values())
 
 
 def test_fields_that_share_a_name_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 
 from shared.errors import InvalidSecret
@@ -10,6 +11,7 @@ from shared.metadata import described
 from shared.model import Fields, NameEncoding, Sync
 from shared.patterns import matching
 from shared.templates import of_path
+from shared.vault import check_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,34 +53,42 @@ def explain(mapper: Mapper, path: str, fields: Fields | None) -> Explanation:
     told: list[Told] = []
     names: list[Named] = []
     try:
+        check_name(mapper.target.vault, path)
+    except InvalidSecret as error:
+        return Explanation((), (), error.message)
+    try:
         if fields is None:
-            told += _naming(mapper, path, "FIELD")
+            _naming(mapper, path, "FIELD", told)
             if not mapper.by_field:
                 names.append(Named(mapper.name(path), None))
         else:
             rendered = mapper.render(path, fields, lambda rule, what: told.append(Told(rule, what)))
             of_field = mapper.by_name(path, fields)
             for name, each in rendered.items():
-                told += _naming(mapper, path, of_field.get(name, ""))
+                _naming(mapper, path, of_field.get(name, ""), told)
                 names.append(Named(name, (of_field[name],) if name in of_field else tuple(sorted(each.secret.fields))))
     except InvalidSecret as error:
+        if not mapper.by_field:
+            # Whatever was refused: this is the name that it would have, or how it came to one that is refused.
+            with contextlib.suppress(InvalidSecret):
+                _naming(mapper, path, "", told)
         return Explanation(tuple(dict.fromkeys(told)), (), error.message)
     if mapper.target.metadata.carry:
         told.append(Told("metadata.carry", f"{described(mapper.target.metadata)} go with it"))
     return Explanation(tuple(dict.fromkeys(told)), tuple(names))
 
 
-def _naming(mapper: Mapper, path: str, field: str) -> list[Told]:
-    """From a path to a name: the template, the prefix, and what the vault's characters ask for."""
+def _naming(mapper: Mapper, path: str, field: str, told: list[Told]) -> None:
+    """From a path to a name: the template, the prefix, and what the vault's characters ask for. Raises InvalidSecret for a
+    name that is refused, with what led to it told."""
     target = mapper.target
     template = mapper.template(path)
     plain = template.render(of_path(path, field).__getitem__)
     key = f"rename.{path}" if path in target.rename else "name"
-    told = [Told(key, f"{template.text} gives {plain!r}")]
+    told.append(Told(key, f"{template.text} gives {plain!r}"))
     if target.prefix:
         told.append(Told("prefix", f"{target.prefix!r} before it gives {target.prefix + plain!r}"))
     name = mapper.name(path, field)
     if name != target.prefix + plain:
         how = "reversible" if target.name_encoding is NameEncoding.REVERSIBLE else "readable"
         told.append(Told("name_encoding", f"{how}, for this vault takes {mapper.rule.wording}: {name!r}"))
-    return told

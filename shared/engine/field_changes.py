@@ -15,8 +15,10 @@ from shared.engine.survey import UNANSWERED, TargetView
 from shared.errors import AccessDenied, InvalidSecret, SecretNotFound, Unavailable, VaultError
 from shared.mapping import Digester
 from shared.metadata import differing
-from shared.model import Entry, Fields, ObjectState, ObjectStatus, Part, Secret
+from shared.model import Entry, Fields, ObjectState, ObjectStatus, Part, Secret, canonical_json
+from shared.onestring import pack
 from shared.plan import Basis, Change, ChangeKind, FieldChanges, Trace
+from shared.vault import Vault
 
 AT_ONCE = 32
 """Paths whose values are in memory at the same time."""
@@ -57,6 +59,18 @@ def trace_of_value(place: Place, secret: Secret) -> Trace:
     """The trace of a value that was read."""
     version = secret.entry.version if secret.entry else None
     return trace(place.digester, place.fingerprint(secret), version, place.digest(secret))
+
+
+def _check_size(vault: Vault, wanted: Wanted) -> None:
+    """Refuse what a target will not take, by the one limit that it tells of beforehand. Raises InvalidSecret."""
+    most = vault.capabilities.max_bytes
+    if most is None:
+        return
+    for item in wanted.items.values():
+        text = canonical_json(dict(item.fields)) if vault.capabilities.fields else pack(item.fields)[0]
+        size = len(text.encode(errors="surrogatepass"))
+        if size > most:
+            raise InvalidSecret(f"its value takes {size:,} bytes; the vault {vault.id!r} stores at most {most:,}")
 
 
 async def look_or_describe(place: Place, name: str) -> Found:
@@ -108,6 +122,7 @@ class CloserLook:
         try:
             secret = await self._work.read_source(path)
             wanted = self._work.wanted(path, secret)
+            _check_size(self._work.vault, wanted)
         except SecretNotFound:
             return change
         except AccessDenied as error:

@@ -140,3 +140,20 @@ def test_fields_names_tables_and_encodings_are_told() -> None:
     )
     assert [(each.name, each.fields) for each in found.names] == [("main-suser", ("USER",))]
     assert coverage(one_way(include=("a/*",)), "b") == (False, Told("include", "no include rule matches"))
+
+
+def test_what_leads_to_a_refused_name_is_told_too() -> None:
+    mapper = Mapper(Target("t", "t", prefix="apps/", name="{path | upper}"), KEY_VAULT)
+    for fields in (None, {"value": "1"}):
+        found = explain(mapper, "x" * 128, fields)
+        assert found.names == ()
+        assert found.error is not None
+        assert "at most 127" in found.error
+        assert [told.rule for told in found.rules] == ["name", "prefix"]
+
+
+@pytest.mark.parametrize("path", ["../x", "a//b", "a/", ""])
+def test_a_path_that_no_secret_has_gets_no_name(path: str) -> None:
+    found = explain(Mapper(Target("t", "t"), KEY_VAULT), path, None)
+    assert found.names == ()
+    assert found.error == "a name can not have empty, '.' or '..' segments"

@@ -299,3 +299,18 @@ def test_what_is_kept_of_a_look_tells_nothing_without_the_digest_key() -> None:
     assert kept[0].fingerprint != kept[1].fingerprint
     assert kept[0].digest != kept[1].digest
     assert kept[0] == trace(Digester("a" * 32), "etag-of-a-weak-value", "7", "digest")
+
+
+@pytest.mark.parametrize("fields", [True, False], ids=["fields", "one string"])
+async def test_a_value_that_the_target_does_not_store_is_told_before_it_fails(
+    tmp_path: Path, source: MemoryVault, fields: bool
+) -> None:
+    small = MemoryVault("target", Capabilities(FingerprintCost.LISTED, fields=fields, max_bytes=50))
+    source.put("fits", "x" * 38)
+    source.put("large", "x" * 51)
+    async with world(tmp_path, [source, small], one_way()) as w:
+        found = await items(w)
+    assert found["fits"]["change"] == "create"
+    assert found["large"]["change"] == "fail"
+    size = 63 if fields else 51
+    assert found["large"]["reason"] == f"its value takes {size} bytes; the vault 'target' stores at most 50"

@@ -397,7 +397,7 @@ def test_unusual_prefixes_are_written_so_that_they_are_read_as_meant(prefix: str
     assert [rule.path for rule in rules] == [f"secret/{prefix}*"]
 
 
-@pytest.mark.parametrize("prefix", ["${x}/", "{{identity.entity.id}}/"])
+@pytest.mark.parametrize("prefix", ["${x}/", "{{identity.entity.id}}/", "+/", "a/+/b/"])
 def test_a_prefix_that_a_policy_would_take_for_something_else_is_refused(prefix: str) -> None:
     with pytest.raises(ConfigError, match="no policy can name"):
         policy("hub", SETTINGS, 2, [sync("s", prefix)])

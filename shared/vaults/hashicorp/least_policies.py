@@ -98,6 +98,9 @@ def _heading(vault_id: str, settings: Settings) -> list[str]:
 def _block(path: str, capabilities: list[str], reasons: list[str]) -> str:
     if "${" in path or "{{" in path:
         raise ConfigError(f"no policy can name {path!r}: '${{' and '{{{{' have a meaning of their own there")
+    if "+" in path.split("/"):
+        # https://developer.hashicorp.com/vault/docs/concepts/policies#policy-syntax: it would allow more than is meant.
+        raise ConfigError(f"no policy can name {path!r} alone: between slashes, '+' stands for every name there")
     comments = "".join(f"# {reason}\n" for reason in reasons)
     listed = ", ".join(f'"{each}"' for each in capabilities)
     return f"{comments}path {json.dumps(path, ensure_ascii=False)} {{\n  capabilities = [{listed}]\n}}\n"

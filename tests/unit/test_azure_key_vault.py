@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from azure.keyvault.secrets._shared import http_challenge_cache
 from pydantic import TypeAdapter, ValidationError
 
 from sandbox.entra import EntraServer, ManagedIdentityServer
@@ -57,6 +58,8 @@ async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KeyVaultServe
         for name, value in identity.environment.items():
             monkeypatch.setenv(name, value)
         server.clock.freeze(NOON)
+        # The client remembers challenges by host and port for the whole process: another test's server may have had this one.
+        http_challenge_cache.clear()
         yield server
 
 

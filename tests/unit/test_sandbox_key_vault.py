@@ -26,6 +26,7 @@ from azure.core.exceptions import (
 from azure.core.pipeline.transport import AioHttpTransport
 from azure.core.rest import HttpRequest
 from azure.identity.aio import ClientSecretCredential, ManagedIdentityCredential
+from azure.keyvault.secrets._shared import http_challenge_cache
 from azure.keyvault.secrets.aio import SecretClient
 
 from sandbox.entra import EntraServer, ManagedIdentityServer, TokenAuthority
@@ -69,6 +70,8 @@ def connect(vault: KeyVaultServer, credential: Any = None, **options: Any) -> Se
 async def vault() -> AsyncIterator[KeyVaultServer]:
     async with KeyVaultServer() as server:
         server.clock.freeze(NOON)
+        # The client remembers challenges by host and port for the whole process: another test's server may have had this one.
+        http_challenge_cache.clear()
         yield server
 
 

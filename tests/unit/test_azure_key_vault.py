@@ -58,7 +58,7 @@ async def server(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[KeyVaultServe
         for name, value in identity.environment.items():
             monkeypatch.setenv(name, value)
         server.clock.freeze(NOON)
-        # The client remembers challenges by host and port for the whole process: another test's server may have had this one.
+        # The client remembers challenges by host and port for the whole process: another test may have had this one.
         http_challenge_cache.clear()
         yield server
 

@@ -70,7 +70,7 @@ def connect(vault: KeyVaultServer, credential: Any = None, **options: Any) -> Se
 async def vault() -> AsyncIterator[KeyVaultServer]:
     async with KeyVaultServer() as server:
         server.clock.freeze(NOON)
-        # The client remembers challenges by host and port for the whole process: another test's server may have had this one.
+        # The client remembers challenges by host and port for the whole process: another test may have had this one.
         http_challenge_cache.clear()
         yield server
 

@@ -18,7 +18,7 @@ from shared.relay.addresses import Address
 from shared.relay.listeners import CONNECTION, CUT, KERNEL, TOO_LONG
 from shared.relay.relay import JSONX, START, UNREADABLE
 from tests.event_stack import free_port
-from tests.integration.relay_world import FakeApp, connected, line, process
+from tests.integration.relay_world import FakeApp, connected, line, process, until
 
 MB = 1_000_000
 STREAM = 40 * MB
@@ -39,6 +39,10 @@ async def test_what_was_on_the_disk_when_it_was_killed_is_forwarded_by_the_next(
                     await writer.drain()
                     heard.set()
 
+    def on_disk() -> set[str]:
+        with contextlib.closing(sqlite3.connect(tmp_path / "spool" / "spool.db")) as database:
+            return {path for (path,) in database.execute("SELECT path FROM waiting WHERE mount <> ''")}
+
     async with FakeApp() as app:
         # It is offered what is on the disk already, and takes nothing.
         app.always = lambda _: aiohttp.web.Response(status=503)
@@ -46,13 +50,14 @@ async def test_what_was_on_the_disk_when_it_was_killed_is_forwarded_by_the_next(
             talking = asyncio.create_task(talk())
             await heard.wait()
             await app.until(lambda: len(app.requests) >= requests)
+            # The first request may tell of nothing but the start.
+            await until(lambda: bool(on_disk()))
             first.kill()
             await first.wait()
             with contextlib.suppress(ConnectionError):
                 await talking
         offered = {record["path"] for request in app.requests for record in request.records if "path" in record}
-        with contextlib.closing(sqlite3.connect(tmp_path / "spool" / "spool.db")) as database:
-            kept = {path for (path,) in database.execute("SELECT path FROM waiting WHERE mount <> ''")}
+        kept = on_disk()
         assert kept
         assert offered <= kept
         app.always = None

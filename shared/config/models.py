@@ -64,8 +64,12 @@ def _prefix(text: str) -> str:
 def _segments(text: str, what: str) -> None:
     if _CONTROL.search(text):
         raise invalid(f"{what} can not hold control characters")
-    if any(segment in ("", ".", "..") for segment in text.split("/")):
+    if _leads_elsewhere(text):
         raise invalid(f"{what} can not have empty, '.' or '..' segments")
+
+
+def _leads_elsewhere(text: str) -> bool:
+    return any(segment in ("", ".", "..") for segment in text.split("/"))
 
 
 def template(text: str, known: tuple[str, ...], prefix: str | None = None) -> Template:
@@ -319,7 +323,7 @@ class TargetSettings(Settings):
             raise invalid(
                 "paths do not begin with '/', so this one is never met", "leave the first '/' out", at="rename"
             )
-        if any(segment in ("", ".", "..") for path in self.rename for segment in path.split("/")):
+        if any(map(_leads_elsewhere, self.rename)):
             raise invalid("a path has no empty, '.' or '..' segments, so this one is never met", at="rename")
         return self
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import queue
 import re
@@ -23,8 +24,9 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 from shared.errors import StoreError
 
@@ -34,12 +36,15 @@ except ImportError:  # pragma: no cover - Windows
     fcntl = None  # type: ignore[assignment]
 
 T = TypeVar("T")
-Job: TypeAlias = "tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any], bool]"
+Item = TypeVar("Item")
 
 LAYOUT = 1
 """`PRAGMA user_version`: how the components' versions are kept. Each component counts its own (`Database.migrate`)."""
 GROUP = 200
 """Writers that share one COMMIT at most, so that the first of them does not wait for all."""
+CHECKPOINT = 8000
+"""Pages of the write-ahead log, 32 MB of it, after which they are brought into the file: each one once, however often it was
+changed. SQLite's own 1,000 are a fraction of what one commit changes in a burst."""
 _TOKEN = re.compile(r"[0-9a-f]{14}")
 
 
@@ -111,7 +116,17 @@ class Database:
         """
         if self._writer is None:
             raise StoreError(f"the database {self.path} is not open")
-        return await self._writer.call(fn, durable)
+        return await self._writer.call(fn, durable=durable)
+
+    async def write_together(
+        self, fn: Callable[[sqlite3.Connection, Sequence[Item]], Sequence[T]], items: Sequence[Item]
+    ) -> Sequence[T]:
+        """As `write`, but `fn` is called once with the items of all callers that wait with the same `fn`: each gets the
+        results of its own. Where that fails by what one of them wants, it is done anew for each alone.
+        """
+        if self._writer is None:
+            raise StoreError(f"the database {self.path} is not open")
+        return await self._writer.call(fn, items=items)
 
     async def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
         """Run `fn` on the reader's thread: it sees one consistent, committed state, and can not write."""
@@ -170,6 +185,7 @@ class Database:
         connection.execute("PRAGMA recursive_triggers = ON")
         connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute("PRAGMA journal_size_limit = 67108864")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT}")
         layout = connection.execute("PRAGMA user_version").fetchone()[0]
         if layout > LAYOUT:
             connection.close()
@@ -193,6 +209,16 @@ class Database:
 # --- threads ------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Job:
+    """A function to be run on a worker's connection, with `items` where it is run for several jobs at once."""
+
+    fn: Callable[..., Any]
+    items: Sequence[Any] | None
+    durable: bool
+    future: asyncio.Future[Any]
+
+
 class _Worker:
     """A thread with a connection that runs functions in transactions, several in one where they queue up."""
 
@@ -203,7 +229,7 @@ class _Worker:
         self._begin = begin
         self._group = group
         self._path = path
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._name = name
         self._waits_for_disk = True
@@ -215,9 +241,9 @@ class _Worker:
         self._thread.start()
         await ready
 
-    async def call(self, fn: Callable[[sqlite3.Connection], T], durable: bool = True) -> T:
+    async def call(self, fn: Callable[..., T], *, items: Sequence[Any] | None = None, durable: bool = True) -> T:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._jobs.put((fn, future, durable))
+        self._jobs.put(_Job(fn, items, durable, future))
         return await future
 
     async def stop(self) -> None:
@@ -238,13 +264,11 @@ class _Worker:
         _resolve([(ready, None)])
         with contextlib.closing(connection):
             while (group := self._next_group()) is not None:
-                _resolve(
-                    list(zip((future for _, future, _ in group), self._transaction(connection, group), strict=True))
-                )
+                _resolve(self._answers(connection, group))
 
-    def _next_group(self) -> list[Job] | None:
+    def _next_group(self) -> list[_Job] | None:
         """The jobs that wait, at least one; None when there will be no more."""
-        group: list[Job] = []
+        group: list[_Job] = []
         while len(group) < self._group:
             try:
                 job = self._jobs.get(block=not group)
@@ -255,27 +279,41 @@ class _Worker:
                     return None
                 self._jobs.put(None)
                 break
-            if not job[1].cancelled():
+            if not job.future.cancelled():
                 group.append(job)
         return group
 
-    def _transaction(self, connection: sqlite3.Connection, group: list[Job]) -> list[Any]:
+    def _answers(self, connection: sqlite3.Connection, group: list[_Job]) -> list[tuple[asyncio.Future[Any], Any]]:
         """Each job's result, or the exception it ended with."""
-        try:
-            self._wait_for_disk(connection, any(durable for _, _, durable in group))
-            connection.execute(self._begin)
-            if len(group) == 1:
-                results = [group[0][0](connection)]
+        answers = []
+        for step, results in self._transaction(connection, _steps(group)):
+            if len(step) > 1 and _is_somebodys_own(results):
+                for alone in self._transaction(connection, [[job] for job in step]):
+                    answers += _answered(*alone)
             else:
-                results = [_in_savepoint(connection, fn, self._path) for fn, _, _ in group]
+                answers += _answered(step, results)
+        return answers
+
+    def _transaction(
+        self, connection: sqlite3.Connection, steps: list[list[_Job]]
+    ) -> list[tuple[list[_Job], list[Any] | Exception]]:
+        """Take the steps in one transaction: the results of each one's jobs, or the exception it ended with."""
+        results: list[list[Any] | Exception]
+        try:
+            self._wait_for_disk(connection, any(job.durable for step in steps for job in step))
+            connection.execute(self._begin)
+            if len(steps) == 1:
+                results = [_take(connection, steps[0])]
+            else:
+                results = [_in_savepoint(connection, step, self._path) for step in steps]
             connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - it is handed to whoever asked
             if connection.in_transaction:
                 with contextlib.suppress(sqlite3.Error):
                     connection.execute("ROLLBACK")
             # One exception object each: raising adds to its traceback.
-            return [store_error(error, self._path) if isinstance(error, sqlite3.Error) else error for _ in group]
-        return results
+            results = [store_error(error, self._path) if isinstance(error, sqlite3.Error) else error for _ in steps]
+        return list(zip(steps, results, strict=True))
 
     def _wait_for_disk(self, connection: sqlite3.Connection, durable: bool) -> None:
         """https://sqlite.org/pragma.html#pragma_synchronous: it takes effect from the next transaction on."""
@@ -284,20 +322,48 @@ class _Worker:
             self._waits_for_disk = durable
 
 
-def _in_savepoint(connection: sqlite3.Connection, fn: Callable[[sqlite3.Connection], Any], path: Path) -> Any:
-    """`fn`'s result, or its exception; raises only what ended the whole transaction."""
+def _steps(group: list[_Job]) -> list[list[_Job]]:
+    """The jobs that are done in one call each, in the order in which they came."""
+    steps: dict[object, list[_Job]] = {}
+    for job in group:
+        steps.setdefault(job if job.items is None else job.fn, []).append(job)
+    return list(steps.values())
+
+
+def _take(connection: sqlite3.Connection, step: list[_Job]) -> list[Any]:
+    """The results of a step's jobs, in their order."""
+    fn = step[0].fn
+    if step[0].items is None:
+        return [fn(connection)]
+    results = iter(fn(connection, [item for job in step for item in job.items or ()]))
+    return [list(itertools.islice(results, len(job.items or ()))) for job in step]
+
+
+def _in_savepoint(connection: sqlite3.Connection, step: list[_Job], path: Path) -> list[Any] | Exception:
+    """A step's results, or its exception; raises only what ended the whole transaction."""
     connection.execute("SAVEPOINT job")
-    result: Any
+    results: list[Any] | Exception
     try:
-        result = fn(connection)
+        results = _take(connection, step)
     except Exception as error:
         if not connection.in_transaction:
             # A full disk, for one, rolls back everything: https://sqlite.org/lang_transaction.html
             raise
         connection.execute("ROLLBACK TO job")
-        result = store_error(error, path) if isinstance(error, sqlite3.Error) else error
+        results = store_error(error, path) if isinstance(error, sqlite3.Error) else error
     connection.execute("RELEASE job")
-    return result
+    return results
+
+
+def _is_somebodys_own(results: list[Any] | Exception) -> bool:
+    """Whether a step failed by what one of its jobs wanted, which is not the others' failure: a full disk would be."""
+    return isinstance(results, Exception) and not (isinstance(results, StoreError) and results.transient)
+
+
+def _answered(step: list[_Job], results: list[Any] | Exception) -> list[tuple[asyncio.Future[Any], Any]]:
+    if isinstance(results, Exception):
+        return [(job.future, results) for job in step]
+    return [(job.future, result) for job, result in zip(step, results, strict=True)]
 
 
 def _resolve(results: list[tuple[asyncio.Future[Any], Any]]) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,79 @@ async def test_a_group_whose_transaction_is_lost_fails_as_a_whole(db: Database) 
     answered = [n for n, result in zip((2, 3, None, 4), results, strict=True) if result == 1]
     assert kept == [1, *answered]
     assert isinstance(results[2], StoreError)
+
+
+def insert_all(connection: sqlite3.Connection, items: Sequence[int]) -> list[str]:
+    for n in items:
+        connection.execute("INSERT INTO numbers VALUES (?)", (n,))
+    return [f"{n} of {len(items)}" for n in items]
+
+
+@contextlib.asynccontextmanager
+async def kept_busy(db: Database) -> AsyncIterator[None]:
+    """Whatever is asked for in the block waits together until its end."""
+    let_go = threading.Event()
+    busy = asyncio.create_task(db.write(lambda _: let_go.wait(30)))
+    await asyncio.sleep(0)
+    try:
+        yield
+    finally:
+        let_go.set()
+        await busy
+
+
+async def test_callers_that_wait_with_one_function_share_a_call_and_get_their_own_results(db: Database) -> None:
+    async with kept_busy(db):
+        waiting = [
+            asyncio.create_task(db.write_together(insert_all, [1, 2])),
+            asyncio.create_task(db.write(insert(3))),
+            asyncio.create_task(db.write_together(insert_all, [])),
+            asyncio.create_task(db.write_together(insert_all, [4])),
+        ]
+        await asyncio.sleep(0)
+    assert await asyncio.gather(*waiting) == [["1 of 3", "2 of 3"], 1, [], ["4 of 3"]]
+    assert await db.read(numbers) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("others", [0, 1], ids=["alone", "beside another write"])
+async def test_what_one_caller_breaks_is_not_the_failure_of_those_it_shares_a_call_with(
+    db: Database, others: int
+) -> None:
+    await db.write(insert(7))
+    async with kept_busy(db):
+        beside = [asyncio.create_task(db.write(insert(100 + n))) for n in range(others)]
+        waiting = [asyncio.create_task(db.write_together(insert_all, items)) for items in ([1, 2], [3, 7], [4])]
+        await asyncio.sleep(0)
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    assert results[0] == ["1 of 2", "2 of 2"]
+    assert isinstance(results[1], StoreError)
+    assert results[2] == ["4 of 1"]
+    assert await asyncio.gather(*beside) == [1] * others
+    assert await db.read(numbers) == [1, 2, 4, 7, *(100 + n for n in range(others))]
+
+
+async def test_what_fails_for_all_is_not_tried_again_for_each(db: Database) -> None:
+    calls = 0
+
+    def on_a_full_disk(connection: sqlite3.Connection, items: Sequence[int]) -> list[int]:
+        nonlocal calls
+        calls += 1
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        connection.execute(
+            "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 100000)"
+            " INSERT INTO numbers SELECT i FROM n"
+        )
+        return list(items)
+
+    async with kept_busy(db):
+        waiting = [asyncio.create_task(db.write_together(on_a_full_disk, [n])) for n in range(3)]
+        await asyncio.sleep(0)
+    for result in await asyncio.gather(*waiting, return_exceptions=True):
+        assert isinstance(result, StoreError)
+        assert "full" in str(result)
+    assert calls == 1
+    assert await db.read(numbers) == []
 
 
 async def test_a_reader_does_not_wait_for_a_writer_and_sees_what_is_committed(db: Database) -> None:

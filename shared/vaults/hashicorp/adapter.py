@@ -26,7 +26,6 @@ import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlencode
 
 import aiohttp
 from hvac.adapters import Adapter
@@ -47,6 +46,7 @@ _LARGE = 512 * 1024
 CLOCK_TOLERANCE = 1.5
 """Seconds by which the server's clock may seem off before it is taken to be."""
 
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _DECODER = json.JSONDecoder(parse_float=exact_number, parse_constant=no_number)
 
 
@@ -60,6 +60,8 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac is untyped
         # Not Adapter.__init__: it would open a session of `requests` that nobody uses.
         self.seconds = 60.0
         self.base_uri = settings.url
+        self._server = URL(settings.url)
+        self._server_path = self._server.raw_path.rstrip("/")
         self._vault_id = vault_id
         self._settings = settings
         self._session: aiohttp.ClientSession | None = None
@@ -120,12 +122,12 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac is untyped
         """
         session = self._session or self._open()
         operation = method.upper()
-        full = url
+        address = self._server.with_path(self._server_path + url, encoded=True)
         if operation == "LIST":
             # As Vault's own client does: proxies know GET, not LIST.
-            method, full = "GET", f"{url}?list=true"
+            method, address = "GET", address.with_query("list=true")
         elif params:
-            full = f"{url}?{urlencode({key: str(value).lower() for key, value in params.items()})}"
+            address = address.with_query({key: str(value).lower() for key, value in params.items()})
         body = None
         headers = self._headers if headers is None else headers
         if json is not None:
@@ -136,14 +138,11 @@ class AsyncAdapter(Adapter):  # type: ignore[misc]  # hvac is untyped
         try:
             # Never redirected: Vault redirects to cleaned paths, which would leave the prefix, and a standby to its
             # leader, which must not be given a token unless a person wrote down its address.
-            async with session.request(
-                method,
-                URL(self.base_uri + full, encoded=True),
-                data=_payload(body),
-                headers=headers,
-                allow_redirects=False,
-            ) as response:
-                content = await response.read()
+            response = await session.request(
+                method, address, data=_payload(body), headers=headers, allow_redirects=False
+            )
+            # Read to its end, or closed by what went wrong: the connection is free either way.
+            content = await response.read()
             if response.headers.get("Date", "") != self._date:
                 self._read_clock(response.headers.get("Date", ""))
             if 200 <= response.status < 300 or not raise_exception:
@@ -209,7 +208,7 @@ def tls_context(settings: Settings, vault_id: str) -> ssl.SSLContext:
 def encode(value: Any, vault_id: str) -> bytes:
     """A body. Raises InvalidSecret, without quoting anything, for what is not JSON or too much of it."""
     try:
-        body = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        body = _ENCODER.encode(value).encode()
     except (ValueError, TypeError, RecursionError):
         body = None
     if body is None:

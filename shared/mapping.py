@@ -66,6 +66,7 @@ class Mapper:
         self._template = parse(target.name, PLACEHOLDERS)
         says = any(field_rules.texts(target.fields)) or target.transform or target.metadata != MetadataRules()
         self._values = _values_recipe(target) if says else ""
+        self._shapes = target.fields != FieldRules()
         naming = short_hash(
             [
                 FORMAT,
@@ -77,7 +78,7 @@ class Mapper:
                 *([rule.replacement, rule.upper_case] if (rule.replacement, rule.upper_case) != ("-", False) else []),
                 *([{"rename": target.rename}] if target.rename else []),
                 *([{"name_encoding": target.name_encoding, "folds": rule.ignores_case}] if self._reversible else []),
-                *([{"fields": field_rules.recipe(target.fields)}] if target.fields != FieldRules() else []),
+                *([{"fields": field_rules.recipe(target.fields)}] if self._shapes else []),
             ]
         )
         self.recipe = f"{naming}.{self._values}" if self._values else naming
@@ -206,6 +207,8 @@ class Mapper:
         }
 
     def _chosen(self, path: str, fields: Fields, note: field_rules.Note) -> Fields:
+        if not self._shapes:
+            return fields
         try:
             return field_rules.shape(self.target.fields, path, fields, note)
         except InvalidSecret as error:
@@ -378,6 +381,8 @@ class Digester:
 
 def _as_read_back(value: Any) -> Any:
     """A value with whole floats as integers: 1.0 and 1 are one number, and KV v2 gives the former back as the latter."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, float):
         return int(value) if value.is_integer() and abs(value) < 1e21 else value
     if isinstance(value, Mapping):

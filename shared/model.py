@@ -500,8 +500,9 @@ def iso(moment: datetime | None) -> str | None:
     """UTC, ISO 8601, always with microseconds: text that sorts as the times do."""
     if moment is None:
         return None
-    # Three times as fast as strftime, and every row of the store has several.
-    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    # Much faster than strftime, and every row of the store has several.
+    utc = moment if moment.tzinfo is UTC else moment.astimezone(UTC)
+    return f"{utc.isoformat(timespec='microseconds')[:-6]}Z"
 
 
 def from_iso(text: str | None) -> datetime | None:

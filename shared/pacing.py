@@ -86,7 +86,8 @@ class Pacer:
         return await self._again(attempt, write, first)
 
     async def _once(self, attempt: Callable[[], Awaitable[T]], write: bool) -> T:
-        async with self._slots:
+        await self._slots.acquire()
+        try:
             if self._quiet_until:
                 await self._wait_out()
             for rate in (self._rate, self._write_rate if write else None):
@@ -98,6 +99,8 @@ class Pacer:
             if counter is not None:
                 counter[self._vault_id] += 1
             return await attempt()
+        finally:
+            self._slots.release()
 
     def _heed(self, error: Unavailable) -> None:
         """A server that asked one call to wait a moment means them all."""

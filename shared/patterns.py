@@ -34,4 +34,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
 
 def matching(patterns: Iterable[str], text: str) -> str | None:
     """The first pattern that matches the whole text."""
-    return next((pattern for pattern in patterns if compile_pattern(pattern).fullmatch(text)), None)
+    for pattern in patterns:
+        if compile_pattern(pattern).fullmatch(text):
+            return pattern
+    return None

@@ -158,9 +158,17 @@ class Settler:
                 save, outcome = _given_back(work, each, result, final)
             else:
                 save, outcome = Save(result.state, result.event), result.outcome
-            released = replace(save.state, claim=None, claim_expires_at=None, last_sync_at=self._in.clock())
+            of_run = (save.state.run_id, save.state.outcome)
             if isinstance(outcome, Outcome) and work.run_id is not None:
-                released = replace(released, outcome=outcome, run_id=work.run_id)
+                of_run = (work.run_id, outcome)
+            released = replace(
+                save.state,
+                run_id=of_run[0],
+                outcome=of_run[1],
+                claim=None,
+                claim_expires_at=None,
+                last_sync_at=self._in.clock(),
+            )
             saves.append(Save(released, save.event))
             outcomes.append(outcome)
         saved = await self._store.save_objects(saves)

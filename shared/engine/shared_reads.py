@@ -75,8 +75,9 @@ class SharedReads:
             read.others -= 1
             if read.others <= 0:
                 del self._reads[key]
-            # Waited for, and not awaited: whoever reads may fail or be cancelled without that being ours.
-            await asyncio.wait([read.result])
+            if not read.result.done():
+                # Waited for, and not awaited: whoever reads may fail or be cancelled without that being ours.
+                await asyncio.wait([read.result])
             if not read.result.cancelled():
                 return read.result.result()
         mine = _Read(self._told, self._clock(), loop.time() + KEPT, others, loop.create_future())

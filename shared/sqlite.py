@@ -42,6 +42,9 @@ LAYOUT = 1
 """`PRAGMA user_version`: how the components' versions are kept. Each component counts its own (`Database.migrate`)."""
 GROUP = 200
 """Writers that share one COMMIT at most, so that the first of them does not wait for all."""
+PARAMETERS = 2048
+"""Of one statement at most. SQLite takes 32,766 (https://sqlite.org/limits.html), but statements that large cost more than
+they save."""
 CHECKPOINT = 8000
 """Pages of the write-ahead log, 32 MB of it, after which they are brought into the file: each one once, however often it was
 changed. SQLite's own 1,000 are a fraction of what one commit changes in a burst."""
@@ -204,6 +207,27 @@ class Database:
         return sqlite3.connect(
             self.path, timeout=self._busy_timeout, isolation_level=None, check_same_thread=True, cached_statements=256
         )
+
+
+def for_values(connection: sqlite3.Connection, statement: str, rows: Sequence[Sequence[Any]]) -> int:
+    """Run a statement, whose `{}` stands for VALUES, for rows of one length; how many rows of the table it touched.
+
+    Many at once, for each statement is a change of threads; and their numbers are powers of two, so that there are few
+    different statements to keep prepared.
+    """
+    touched = at = 0
+    while at < len(rows):
+        width = len(rows[at])
+        size = _power_of_two(min(len(rows) - at, PARAMETERS // width))
+        places = ", ".join([f"({', '.join('?' * width)})"] * size)
+        values = [value for row in rows[at : at + size] for value in row]
+        touched += connection.execute(statement.format(places), values).rowcount
+        at += size
+    return touched
+
+
+def _power_of_two(most: int) -> int:
+    return 1 << (most.bit_length() - 1)
 
 
 # --- threads ------------------------------------------------------------------------------------------------------

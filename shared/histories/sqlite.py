@@ -58,13 +58,10 @@ from shared.model import (
     strictly_after,
     utcnow,
 )
-from shared.sqlite import Database
+from shared.sqlite import Database, for_values
 
 PAGE = 500
 """Rows that are read at once where a list has no limit of its own."""
-INSERT_ROWS = 64
-"""Rows of one INSERT at most: SQLite takes 32,766 parameters (https://sqlite.org/limits.html), and larger statements cost
-more than they save. Fewer rows go in halves of it, so that there are few different statements to keep prepared."""
 
 _VERSION_1 = """
 CREATE TABLE syncs_run (
@@ -661,19 +658,10 @@ def _save(
 
 
 def _insert(connection: sqlite3.Connection, table: str, rows: Sequence[Columns], *, conflict: str = "") -> None:
-    """Insert rows of the same columns, many in one statement."""
-    if not rows:
-        return
-    head = f"INSERT INTO {table} ({', '.join(rows[0])}) VALUES "
-    marks = f"({_marks(len(rows[0]))})"
-    at, size = 0, INSERT_ROWS
-    while at < len(rows):
-        if size > len(rows) - at:
-            size //= 2
-            continue
-        values = [value for row in rows[at : at + size] for value in row.values()]
-        connection.execute(head + ", ".join([marks] * size) + f" {conflict}", values)
-        at += size
+    """Insert rows of the same columns."""
+    if rows:
+        statement = f"INSERT INTO {table} ({', '.join(rows[0])}) VALUES {{}} {conflict}"
+        for_values(connection, statement, [tuple(row.values()) for row in rows])
 
 
 def _table(

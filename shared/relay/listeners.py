@@ -199,7 +199,8 @@ class StreamListener:
         self.address = address
         self.max_frame = max_frame
         self.ears = ears
-        self.connections: set[_Connection] = set()
+        self.connections: dict[_Connection, None] = {}
+        """In the order in which they came."""
         self.quiet = asyncio.Event()
         """Set when the last connection ends."""
         self._server: asyncio.Server | None = None
@@ -240,8 +241,15 @@ class StreamListener:
             self._file = None
 
     def has_room(self) -> bool:
-        """For one more connection. Said once while there is none: who is not let in tries again with each request."""
+        """For one more connection, be it that of one that never said anything: it has nothing to lose by being closed.
+
+        Said once while there is none: who is not let in tries again with each request.
+        """
         full = len(self.connections) >= MAX_CONNECTIONS
+        if full and (silent := next((one for one in self.connections if not one.heard), None)) is not None:
+            del self.connections[silent]
+            silent.hang_up()
+            full = False
         if full and not self._said_full:
             log.warning("%s has %d connections: no more are taken", self.address, MAX_CONNECTIONS)
         self._said_full = full
@@ -275,7 +283,7 @@ class _Connection(asyncio.Protocol):
         self._listener = listener
         self._ears = listener.ears
         self._transport: asyncio.Transport | None = None
-        self._heard = False
+        self.heard = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -284,13 +292,13 @@ class _Connection(asyncio.Protocol):
             return
         if self._listener.address.kind == "tcp":
             _keep_alive(transport.get_extra_info("socket"))
-        self._listener.connections.add(self)
+        self._listener.connections[self] = None
         self._listener.quiet.clear()
 
     def data_received(self, data: bytes) -> None:
-        if not self._heard:
+        if not self.heard:
             # Only now: whoever merely looks whether somebody listens loses nothing.
-            self._heard = True
+            self.heard = True
             self._ears.connected()
             self._ears.gap(CONNECTION)
         before = self.frames.too_long
@@ -303,7 +311,7 @@ class _Connection(asyncio.Protocol):
             self._ears.gap(TOO_LONG)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._listener.connections.discard(self)
+        self._listener.connections.pop(self, None)
         if not self._listener.connections:
             self._listener.quiet.set()
         if self.frames.in_the_middle:

@@ -16,7 +16,7 @@ from typing import Any
 
 from shared.errors import ConfigError
 from shared.notices import AuditNotice, GapNotice
-from shared.sqlite import Database
+from shared.sqlite import Database, for_values
 
 try:
     import fcntl
@@ -45,9 +45,6 @@ _SCRIPTS = (
     );
     """,
 )
-# Many rows in one statement: SQLite's thread lets the sockets' thread go on once a statement, and not once a row.
-_PORTIONS = (256, 16, 1)
-"""Rows in a statement. Few sizes, so that each statement is prepared once."""
 _INSERT = "INSERT INTO waiting (position, seq, vault, namespace, mount, path, version, since) VALUES {} ON CONFLICT DO "
 _KEEP = _INSERT + "NOTHING"
 _CHANGE = (
@@ -113,15 +110,15 @@ class Spool:
         self._fresh = []
 
         def run(connection: sqlite3.Connection) -> tuple[int, int]:
-            inserted = _for_each(connection, _KEEP, rows)
+            inserted = for_values(connection, _KEEP, rows)
             if inserted < len(rows):
-                _for_each(connection, _CHANGE, rows)
+                for_values(connection, _CHANGE, rows)
             if inserted <= room:
                 return inserted, len(rows) - inserted
             # A full run costs less than a million looks.
             gone = connection.execute("DELETE FROM waiting").rowcount
             full = GapNotice(SPOOL_FULL, notices[-1].vault)
-            _for_each(connection, _KEEP, [_columns(full, rows[-1][0], since)])
+            for_values(connection, _KEEP, [_columns(full, rows[-1][0], since)])
             return inserted - gone + 1, 0
 
         more, known = await self.database.write(run)
@@ -154,7 +151,7 @@ class Spool:
         self._fresh = []
 
         def run(connection: sqlite3.Connection) -> int:
-            removed = _for_each(connection, _REMOVE, sent)
+            removed = for_values(connection, _REMOVE, sent)
             if removed < len(sent):
                 connection.executemany(
                     "UPDATE waiting SET position = seq, since = ? WHERE position = ? AND seq > ?",
@@ -198,18 +195,6 @@ def _count(connection: sqlite3.Connection) -> tuple[int, int]:
     """How many rows there are, and the highest number in use."""
     rows, highest = connection.execute("SELECT count(*), max(seq) FROM waiting").fetchone()
     return rows, highest or 0
-
-
-def _for_each(connection: sqlite3.Connection, statement: str, rows: Sequence[tuple[Any, ...]]) -> int:
-    """Run a statement whose VALUES are `rows`, in portions; how many rows of the table it touched."""
-    touched = at = 0
-    while at < len(rows):
-        size = next(size for size in _PORTIONS if size <= len(rows) - at)
-        places = ",".join([f"({','.join('?' * len(rows[at]))})"] * size)
-        values = [value for row in rows[at : at + size] for value in row]
-        touched += connection.execute(statement.format(places), values).rowcount
-        at += size
-    return touched
 
 
 def _first(rows: Iterable[Row], limit: int, max_bytes: int, without: Collection[GapNotice]) -> list[Row]:

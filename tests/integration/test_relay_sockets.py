@@ -193,6 +193,9 @@ async def test_connections_are_bounded_and_it_is_said_once(
     monkeypatch.setattr(listeners, "MAX_CONNECTIONS", 2)
     async with listening(heard, tmp_path, "tcp://127.0.0.1:0") as relay, contextlib.AsyncExitStack() as stack:
         writers = [await stack.enter_async_context(connected(relay.addresses[0])) for _ in range(2)]
+        for number, writer in enumerate(writers):
+            writer.write(line(f"first{number}"))
+        await until(lambda: heard.paths == {"first0", "first1"})
         for _ in range(3):
             # A Vault whose device is not let in tries again with each request.
             reader, extra = await asyncio.open_connection("127.0.0.1", relay.addresses[0].port)
@@ -201,7 +204,31 @@ async def test_connections_are_bounded_and_it_is_said_once(
             extra.close()
         assert caplog.text.count("no more are taken") == 1
         writers[0].write(line("a"))
+        await until(lambda: "a" in heard.paths)
+
+
+async def test_connections_that_never_say_anything_keep_nobody_out(
+    heard: Heard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(listeners, "MAX_CONNECTIONS", 3)
+    async with listening(heard, tmp_path, "tcp://127.0.0.1:0") as relay, contextlib.AsyncExitStack() as stack:
+        vault = await stack.enter_async_context(connected(relay.addresses[0]))
+        vault.write(line("a"))
         await until(lambda: heard.paths == {"a"})
+        port = relay.addresses[0].port
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+        other = await stack.enter_async_context(connected(relay.addresses[0]))
+        other.write(line("b"))
+        await until(lambda: heard.paths == {"a", "b"})
+        with contextlib.suppress(ConnectionError):
+            assert await silent[0][0].read() == b""
+        vault.write(line("c"))
+        await until(lambda: heard.paths == {"a", "b", "c"})
+        assert heard.gaps.count(CONNECTION) == 2
+        assert CUT not in heard.gaps
+        assert "no more are taken" not in caplog.text
+        for _, writer in silent:
+            writer.close()
 
 
 def fast_loop() -> asyncio.AbstractEventLoop:

@@ -431,7 +431,10 @@ class Planner:
                 None if begun else what_moved(plan, configuration_of(self._in, sync), await self._rehearse(run, sync))
             )
         if moved is not None:
-            await self._runs.fail(run.run_id, f"nothing was written, for the plan no longer holds: {moved}. Plan again")
+            why = f"nothing was written, for the plan no longer holds: {moved}. Plan again"
+            # Not kept as the run's progress: a run with some has begun to write.
+            looked = Progress(run.run_id, sync.units[0].id, calls=dict(calls))
+            await self._runs.fail(run.run_id, why, looked=looked)
             return
         if await self._stopped(run):
             return

@@ -251,15 +251,16 @@ class Runs:
                 return saved
         raise StoreError(f"run {run_id} could not be closed: its record keeps changing")
 
-    async def fail(self, run_id: str, error: str) -> None:
+    async def fail(self, run_id: str, error: str, *, looked: Progress | None = None) -> None:
         """End a run that can not go on: its source can not be listed, its job came back too often.
 
-        What it has sent is on its way all the same: such a run ends, and is counted, when that is in.
+        What it has sent is on its way all the same: such a run ends, and is counted, when that is in. `looked` is what a
+        run that has not begun yet cost all the same.
         """
         run = await self._store.get_run(run_id)
         chunks = await self._store.list_chunks(run_id)
         if run is None or run.status is not RunStatus.PLANNING or not chunks:
-            await self._close(run_id, RunStatus.FAILED, error)
+            await self._close(run_id, RunStatus.FAILED, error, looked=looked)
             return
         sync = self._syncs.get(run.sync_id)
         targets = {target.id: target.vault for target in sync.units} if sync else {}
@@ -282,13 +283,16 @@ class Runs:
             raise Refused(f"run {run_id} has ended already ({run.status})")
         return await self._close(run_id, RunStatus.CANCELLED, why)
 
-    async def _close(self, run_id: str, status: RunStatus, error: str) -> Run:
+    async def _close(self, run_id: str, status: RunStatus, error: str, *, looked: Progress | None = None) -> Run:
         for _ in range(ATTEMPTS_TO_SAVE):
             run = await self.view(run_id)
             if not run.status.active and run.status is not RunStatus.BLOCKED:
                 return run
             progress = await self._store.list_progress(run_id)
             chunks = await self._store.list_chunks(run_id)
+            if looked is not None:
+                progress = [*progress, looked]
+                run = summarise(run, progress, chunks)
             ended = replace(run, status=status, error=error)
             if saved := await self._end(ended, progress, chunks):
                 log.warning("run %s: %s", status, error, extra={"sync": run.sync_id, "run": run_id})

@@ -126,6 +126,8 @@ def test_a_saved_plan_is_carried_out_deletes_included(here: Here) -> None:
     assert again.code == 1
     assert "nothing was written, for the plan no longer holds: 'db' → target was in the plan" in again.out
     assert "Next: `vaultferry plan apps --out FILE` shows what is to be done now." in again.out
+    assert "API calls: none" not in again.out
+    assert "API calls:" in again.out
 
 
 def test_a_file_that_is_no_longer_true_writes_nothing(here: Here) -> None:

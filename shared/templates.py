@@ -167,9 +167,12 @@ def _placeholder(text: str, at: int, known: tuple[str, ...], prefix: str | None)
         tokens.append((kind, match[kind]))
         at = match.end()
     rest = text[at:].lstrip()
+    names_field = bool(prefix and tokens and tokens[0][1].startswith(prefix))
     if not rest.startswith("}"):
         if not rest:
             raise TemplateError("a '{' that is not closed", "one that is meant as it is, is written '{{'")
+        if len(tokens) == 1 and names_field:
+            raise _not_a_word()
         raise TemplateError("a placeholder is a word, and filters behind '|'", f"as in {{{known[0]} | upper}}")
     at = text.index("}", at) + 1
     if not tokens or tokens[0][0] != "word":
@@ -178,7 +181,16 @@ def _placeholder(text: str, at: int, known: tuple[str, ...], prefix: str | None)
     if key not in known and not (prefix and key.startswith(prefix) and key != prefix):
         also = f" and {{{prefix}NAME}}" if prefix else ""
         raise TemplateError(f"an unknown placeholder; there are {_shown(known)}{also}", _closest(key, known, "{%s}"))
+    if names_field and len(tokens) > 1 and tokens[1][0] == "word":
+        raise _not_a_word()
     return Placeholder(key, tuple(_filters(tokens[1:]))), at
+
+
+def _not_a_word() -> TemplateError:
+    return TemplateError(
+        "a field is named here by letters, digits, '_', '.' and '-'",
+        "one of another name is renamed first: fields.rename",
+    )
 
 
 def _filters(tokens: Sequence[tuple[str, str]]) -> Iterator[Filter]:

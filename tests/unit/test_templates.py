@@ -90,6 +90,14 @@ def test_what_is_wrong_is_said_with_what_there_is(text: str, message: str, hint:
     assert hint in caught.value.hint
 
 
+@pytest.mark.parametrize("text", ["{fields.my key}", "{fields.user@host}", "{fields.a b | upper}"])
+def test_a_field_whose_name_is_no_word_is_to_be_renamed_first(text: str) -> None:
+    with pytest.raises(TemplateError) as caught:
+        parse(text, ("path",), "fields.")
+    assert "a field is named here by letters" in caught.value.message
+    assert "renamed first: fields.rename" in caught.value.hint
+
+
 @given(st.text("{}|()\"'\\, abpth", max_size=30))
 def test_any_text_is_a_template_or_said_to_be_wrong(text: str) -> None:
     try:

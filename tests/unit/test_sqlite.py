@@ -331,8 +331,8 @@ async def test_closing_one_database_does_not_drop_the_other_ones_lock(db: Databa
     other = Database(db.path)
     await other.open()
     await other.aclose()
-    probe = "import sys; from shared.sqlite import _hold, _dead; from pathlib import Path; p = Path(sys.argv[1]);"
-    probe += "_hold(p, '0' * 14); print(sorted(_dead(p, sys.argv[2:])))"
+    probe = "import sys; from shared.sqlite.owners import hold, dead; from pathlib import Path; p = Path(sys.argv[1]);"
+    probe += "hold(p, '0' * 14); print(sorted(dead(p, sys.argv[2:])))"
     answer = await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-c", probe, str(db.path), db.owner, other.owner],

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from shared.cli.session import FINE, LevelOption, begin
+from shared.cli.session import FINE, LevelOption, begin_service
 
 
 def register(app: typer.Typer) -> None:
@@ -45,7 +45,7 @@ def relay(
     from shared.event_loop import run as run_loop
     from shared.relay.process import log_to_stderr, read_options, run
 
-    session = begin(context, None, False, log_level, default_level="info")
+    session = begin_service(context, None, False, log_level)
     with session.failures_told():
         log_to_stderr(session.log_level)
         run_loop(run(read_options(listen, forward, spool, vault, http, session.env)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shared.cli.session import FINE, ConfigOption, JsonOption, LevelOption, Session, begin
+from shared.cli.session import FINE, ConfigOption, JsonOption, LevelOption, Session, begin_service
 
 if TYPE_CHECKING:
     from shared.app import App
@@ -44,7 +44,7 @@ def serve(
     log_level: LevelOption = None,
 ) -> None:
     """Run schedules, HTTP and queues on this machine, until Ctrl-C or SIGTERM."""
-    session = begin(context, config, as_json, log_level, default_level="info")
+    session = begin_service(context, config, as_json, log_level)
 
     async def within(_: object) -> int:
         from shared.relay.addresses import parse_listen

@@ -89,13 +89,22 @@ class Session:
     """One command that is being carried out."""
 
     def __init__(
-        self, context: typer.Context, config: str | None, as_json: bool, log_level: str | None, *, default_level: str
+        self,
+        context: typer.Context,
+        config: str | None,
+        as_json: bool,
+        log_level: str | None,
+        *,
+        default_level: str,
+        goes_on: str = "with the next `vaultferry sync`",
     ) -> None:
+        """`goes_on` says when work goes on that a failing store has interrupted."""
         before: Common = context.obj or Common()
         self._settings, self._trouble = _adopt_local_settings()
         self.config_option = config or before.config
         self.out = Output(as_json=as_json or before.as_json)
         self.env = os.environ
+        self._goes_on = goes_on
         self.log_level = log_level or before.log_level or _from_environment() or default_level
 
     def command(self, text: str) -> str:
@@ -196,7 +205,7 @@ class Session:
         if isinstance(error, VaultError) and error.vault:
             return f"`{self.command(f'check {error.vault}')}` says what this vault is missing."
         if isinstance(error, StoreError) and error.transient:
-            return "Nothing is lost: what was under way goes on with the next `vaultferry sync`."
+            return f"Nothing is lost: what was under way goes on {self._goes_on}."
         return ""
 
     def _tell_unexpected(self, error: Exception) -> None:
@@ -225,6 +234,12 @@ def begin(
 ) -> Session:
     """What a command starts with."""
     return Session(context, config, as_json, log_level, default_level=default_level)
+
+
+def begin_service(context: typer.Context, config: str | None, as_json: bool, log_level: str | None) -> Session:
+    """What a command starts with that runs until it is stopped."""
+    goes_on = "when it is started again"
+    return Session(context, config, as_json, log_level, default_level="info", goes_on=goes_on)
 
 
 def chosen(config: Config, names: list[str] | None) -> list[Sync]:

@@ -22,7 +22,7 @@ from shared.cli import app as commands
 from shared.cli.looking import moment
 from shared.cli.output import printable
 from shared.config import load
-from shared.errors import ConfigError
+from shared.errors import ConfigError, StoreError
 from tests.cli_world import CONFIG, Ended, Folder, loggers_as_before
 
 TWO = {"apps/db": {"user": "shop", "password": "s3cret-canary"}, "apps/web/token": {"value": "t0ken-canary"}}
@@ -149,6 +149,32 @@ def test_an_unexpected_failure_is_told_without_its_text(here: Here, monkeypatch:
     debug = here.run("sync", "--log-level", "debug")
     assert "in broken" in debug.err
     assert "canary" not in (ended.out + ended.err + debug.out + debug.err).replace('"text-canary"', "")
+
+
+@pytest.mark.parametrize(
+    ("command", "broken", "goes_on"),
+    [
+        (
+            ("relay", "--listen", "udp://127.0.0.1:0", "--forward", "http://127.0.0.1:1/audit", "--spool", "spool"),
+            "shared.relay.spool.Spool.open",
+            "when it is started again",
+        ),
+        (("serve", "--port", "0"), "shared.sqlite.Database.open", "when it is started again"),
+        (("sync",), "shared.sqlite.Database.open", "with the next `vaultferry sync`"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_full_disk_is_told_and_when_work_goes_on(
+    here: Here, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], broken: str, goes_on: str
+) -> None:
+    async def full(_: object) -> None:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(broken, full)
+    ended = here.run(*command)
+    assert ended.code == 1
+    assert "error: the disk is full" in ended.err
+    assert f"Nothing is lost: what was under way goes on {goes_on}." in ended.err
 
 
 def test_a_vault_that_can_not_be_read_ends_the_run_with_the_next_step(here: Here) -> None:

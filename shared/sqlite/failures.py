@@ -16,8 +16,10 @@ def store_error(error: sqlite3.Error, path: Path) -> StoreError:
         case sqlite3.SQLITE_FULL:
             return StoreError(f"the disk is full: the database {path} can not grow; make room")
         case sqlite3.SQLITE_IOERR:
-            why = f"the disk failed under the database {path} ({error.sqlite_errorname})"
-            return StoreError(f"{why}: is it full? The system's log says more")
+            return StoreError(
+                f"the disk failed under the database {path} ({error.sqlite_errorname}): is it full? The system's log"
+                " says more"
+            )
         case sqlite3.SQLITE_CORRUPT:
             return permanent(f"the database {path} is damaged; restore it from a backup")
         case sqlite3.SQLITE_NOTADB:

@@ -17,7 +17,8 @@ WHOLE = (
     "azure_storage",
     "fields",
     "health",
-    "sqlite",
+    "sqlite/__init__",
+    "sqlite/failures",
     "transforms",
     "histories/tables",
     "queues/storage_queue",
@@ -33,7 +34,17 @@ WHOLE = (
 """Modules of which each message has to be on the page."""
 ERRORS = {
     *("ConfigError", "Refused", "StoreError", "AccessDenied", "Conflict", "InvalidSecret", "MountNotFound"),
-    *("SecretNotFound", "Unavailable", "Unsupported", "Forbidden", "Busy", "SecretDisabled", "_permanent", "_denied"),
+    *(
+        "SecretNotFound",
+        "Unavailable",
+        "Unsupported",
+        "Forbidden",
+        "Busy",
+        "SecretDisabled",
+        "permanent",
+        "_permanent",
+        "_denied",
+    ),
 }
 NOT_FOR_PEOPLE = {"the database … is not open", "the storage queues are not open", "…: …", "its field … … …"}
 """What only a fault of ours can bring about, and what only joins others."""

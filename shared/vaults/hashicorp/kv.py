@@ -299,9 +299,7 @@ class KvVault(HashicorpVault):
         if self._version == 1 and not fields:
             raise InvalidSecret("KV version 1 can not hold a secret without fields", vault=self.id, path=name)
         try:
-            if secret.tags is not None:
-                # They are written first: in vain, if the value can not be sent.
-                encode(fields, self.id)
+            encode(fields, self.id)
             exact = survives(fields, as_float64=self._version == 2)
         except InvalidSecret as error:
             error.path = name

@@ -146,11 +146,11 @@ class Runs:
             found = [await self._store.get_objects(sync_id, each.id, [path]) for each in sync.targets]
             rows = [row for rows in found for row in rows.values()]
             side = taken_side(sync, path, rows, take, target)
-            decided = [
-                Save(replace(row, contested=replace(row.contested, take=side)))
-                for row in unsettled(rows)
-                if row.contested is not None and row.contested.take != side
-            ]
+            asked = [(row, row.contested) for row in unsettled(rows) if row.contested is not None]
+            decided: list[Save] = []
+            if any(contested.take != side for _, contested in asked):
+                # All of them: they were read one by one, and only a save tells of one that is not as it was read.
+                decided = [Save(replace(row, contested=replace(contested, take=side))) for row, contested in asked]
             if None not in await self._store.save_objects(decided):
                 return await self._carry_out(sync_id, path)
         raise StoreError(f"{path!r} of sync {sync_id!r} could not be settled: its record keeps changing")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -201,6 +201,25 @@ async def test_many_decisions_at_once_end_as_one_of_them(wheel: World) -> None:
     # Whoever came last has seen to it that a run begins behind the decision.
     assert len(await decisions(wheel)) == 1
     assert len(await runs(wheel)) == 1
+
+
+async def test_a_decision_made_while_another_reads_leaves_no_two_of_them(
+    wheel: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await contest(wheel, source="v1", east="v2", west="v3")
+    await wheel.engine.runs.resolve("s", "db", "target", "west")
+    read = wheel.store.get_objects
+    between = [lambda: wheel.engine.runs.resolve("s", "db", "target", "east")]
+
+    async def torn(sync_id: str, target: str, paths: Sequence[str]) -> dict[str, ObjectState]:
+        found = await read(sync_id, target, paths)
+        if target == "east" and between:
+            await between.pop()()
+        return found
+
+    monkeypatch.setattr(wheel.store, "get_objects", torn)
+    await wheel.engine.runs.resolve("s", "db", "target", "west")
+    assert await decisions(wheel) == {"west"}
 
 
 # --- what it is about ---------------------------------------------------------------------------------------------

@@ -101,3 +101,10 @@ class StoreError(SyncError):
     """The history store or a queue failed. What was under way is delivered again."""
 
     transient = True
+
+
+def permanent(message: str) -> StoreError:
+    """A failure of a store or a queue that no second try mends."""
+    error = StoreError(message)
+    error.transient = False
+    return error

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from shared.errors import StoreError
+from shared.errors import permanent
 from shared.history import Broken, chain_hash
 from shared.model import (
     Action,
@@ -106,13 +106,6 @@ HISTORY_COLUMNS = (
     "hash",
     "detail",
 )
-
-
-def permanent(message: str) -> StoreError:
-    """A failure that no second try mends."""
-    error = StoreError(message)
-    error.transient = False
-    return error
 
 
 # --- cursors ------------------------------------------------------------------------------------------------------

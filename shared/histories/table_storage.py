@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from shared.errors import StoreError
+from shared.errors import StoreError, permanent
 from shared.histories.rows import (
     HISTORY_COLUMNS,
     OBJECT_COLUMNS,
@@ -42,7 +42,6 @@ from shared.histories.rows import (
     next_row,
     object_columns,
     object_from,
-    permanent,
     progress_columns,
     progress_from,
     run_columns,

@@ -15,8 +15,8 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from shared.errors import StoreError
-from shared.histories.rows import Columns, permanent
+from shared.errors import StoreError, permanent
+from shared.histories.rows import Columns
 
 if TYPE_CHECKING:
     from azure.core.exceptions import AzureError, HttpResponseError

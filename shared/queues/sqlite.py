@@ -14,7 +14,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 
-from shared.errors import StoreError
+from shared.errors import permanent
 from shared.jobs import MAX_BODY, Message, Queues
 from shared.sqlite import Database
 
@@ -60,9 +60,7 @@ class SqliteQueues(Queues):
 
     async def send(self, queue: str, body: str, *, delay: float = 0) -> None:
         if len(body.encode()) > MAX_BODY:
-            error = StoreError(f"a message for the queue {queue} is larger than {MAX_BODY} bytes")
-            error.transient = False
-            raise error
+            raise permanent(f"a message for the queue {queue} is larger than {MAX_BODY} bytes")
         row = (queue, body, time.time() + delay)
         await self._database.write(
             lambda connection: (

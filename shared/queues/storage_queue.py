@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from shared.azure_storage import queue_service
-from shared.errors import StoreError
+from shared.errors import StoreError, permanent
 from shared.jobs import MAX_BODY, Message, Queues
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class StorageQueues(Queues):
     async def send(self, queue: str, body: str, *, delay: float = 0) -> None:
         data = body.encode()
         if len(data) > MAX_BODY:
-            raise _permanent(f"a message for the queue {queue} is larger than {MAX_BODY} bytes")
+            raise permanent(f"a message for the queue {queue} is larger than {MAX_BODY} bytes")
         client = self._client(queue)
         text = base64.b64encode(data).decode()
         seconds = min(math.ceil(delay), WEEK)
@@ -146,7 +146,7 @@ class StorageQueues(Queues):
             raise StoreError("the storage queues are not open")
         if name not in self._clients:
             if not _NAME.fullmatch(name):
-                raise _permanent(
+                raise permanent(
                     f'a storage queue can not be called "{name}": 3 to 63 of a-z, 0-9 and single dashes inside; '
                     "give the vault another id"
                 )
@@ -195,16 +195,10 @@ def _translated(queue: str) -> Iterator[None]:
         status = getattr(error, "status_code", None)
         what = _code(error) or (f"HTTP {status}" if status else type(error).__name__)
         if isinstance(error, ClientAuthenticationError) or status in (401, 403):
-            failure = _permanent(
+            failure = permanent(
                 f"the storage account refuses access to the queue {queue} ({what}): the identity needs the role "
                 "Storage Queue Data Contributor, or the connection string a valid key"
             )
         else:
             failure = StoreError(f"the storage queue {queue} failed ({what}); it is tried again")
         raise failure from None
-
-
-def _permanent(message: str) -> StoreError:
-    error = StoreError(message)
-    error.transient = False
-    return error

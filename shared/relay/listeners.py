@@ -240,8 +240,8 @@ class StreamListener:
                     os.unlink(self.address.path)
             self._file = None
 
-    def has_room(self) -> bool:
-        """For one more connection, be it that of one that never said anything: it has nothing to lose by being closed.
+    def make_room(self) -> bool:
+        """Whether one more connection is taken: also in the place of one that never said anything, and so loses nothing.
 
         Said once while there is none: who is not let in tries again with each request.
         """
@@ -287,7 +287,7 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        if not self._listener.has_room():
+        if not self._listener.make_room():
             self._transport.abort()
             return
         if self._listener.address.kind == "tcp":

@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from shared.errors import StoreError
-from shared.sqlite.failures import code_of, permanent
+from shared.errors import StoreError, permanent
+from shared.sqlite.failures import code_of
 from shared.sqlite.owners import dead, hold, let_go
 from shared.sqlite.worker import Worker
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 
-from shared.errors import StoreError
+from shared.errors import StoreError, permanent
 
 
 def store_error(error: sqlite3.Error, path: Path) -> StoreError:
@@ -37,9 +37,3 @@ def code_of(error: sqlite3.Error) -> int | None:
     """The primary result code (https://sqlite.org/rescode.html); None where the module itself complained."""
     code = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & 0xFF
-
-
-def permanent(message: str) -> StoreError:
-    error = StoreError(message)
-    error.transient = False
-    return error

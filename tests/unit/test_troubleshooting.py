@@ -42,7 +42,6 @@ ERRORS = {
         "Busy",
         "SecretDisabled",
         "permanent",
-        "_permanent",
         "_denied",
     ),
 }

@@ -1,6 +1,7 @@
 """The sockets: they hand over each line that they hear, and say when something may have been missed.
 
-Nothing here waits for anybody but the network, and none is read for long while others have something to say.
+Nothing here waits for anybody but the network, and none is read for long while others have something to say. A stream that
+is busy is read every few milliseconds.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, Protocol, cast
 
 from shared.errors import ConfigError
 from shared.relay.addresses import Address
+from shared.relay.coalescing import Coalescing
 from shared.relay.frames import MAX_FRAME, Frames
 
 log = logging.getLogger("vaultferry.relay")
@@ -282,6 +284,8 @@ class _Connection(asyncio.Protocol):
         self.frames = Frames(listener.max_frame)
         self._listener = listener
         self._ears = listener.ears
+        self._coalescing = Coalescing()
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self.heard = False
 
@@ -309,6 +313,13 @@ class _Connection(asyncio.Protocol):
         if self.frames.too_long > before:
             self._ears.passed_over(self.frames.too_long - before)
             self._ears.gap(TOO_LONG)
+        if self._transport is not None and (rest := self._coalescing.rest(self._loop.time(), len(data))):
+            self._transport.pause_reading()
+            self._loop.call_later(rest, self._go_on)
+
+    def _go_on(self) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._listener.connections.pop(self, None)

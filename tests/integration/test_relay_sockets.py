@@ -26,6 +26,7 @@ from shared.errors import ConfigError
 from shared.relay import listeners
 from shared.relay import relay as relay_module
 from shared.relay.addresses import Address, parse_http, parse_listen
+from shared.relay.coalescing import Coalescing
 from shared.relay.forwarder import Batch
 from shared.relay.listeners import CONNECTION, CUT, KERNEL, TOO_LONG, StreamListener, kernel_drops
 from shared.relay.relay import JSONX, OVERFLOW, PATH_TOO_LONG, START, UNREADABLE, Bounds, Relay
@@ -252,6 +253,36 @@ def test_a_vault_that_is_gone_without_a_word_does_not_keep_its_connection(
             assert server_side.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             # With the system's own patience, it would be asked for the first time after two hours.
             assert server_side.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 60
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(main())
+
+
+class AlwaysResting(Coalescing):
+    def rest(self, now: float, size: int) -> float:
+        return 0.005
+
+
+@pytest.mark.parametrize("loop", [asyncio.SelectorEventLoop, fast_loop])
+def test_what_a_vault_says_while_it_is_not_read_is_heard_to_the_last_byte(
+    heard: Heard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loop: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    monkeypatch.setattr(listeners, "Coalescing", AlwaysResting)
+
+    async def main() -> None:
+        async with listening(heard, tmp_path, "tcp://127.0.0.1:0") as relay:
+            async with connected(relay.addresses[0]) as writer:
+                for number in range(200):
+                    writer.write(line(f"p{number}"))
+                    await asyncio.sleep(0)
+                writer.write(line("cut")[:-9])
+            await until(lambda: CUT in heard.gaps)
+            assert heard.paths == {f"p{number}" for number in range(200)}
+            async with connected(relay.addresses[0]) as writer:
+                writer.write(line("again"))
+                await until(lambda: "again" in heard.paths)
+                # It rests now: ending here is no error.
+                writer.write(line("unheard"))
 
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(main())

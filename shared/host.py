@@ -47,6 +47,8 @@ API_KEY = "VAULTFERRY_API_KEY"
 MAX_REQUEST = 100 * 1024 * 1024
 """Bytes of a request's body, as on the Functions host
 (https://learn.microsoft.com/azure/azure-functions/functions-bindings-http-webhook-trigger#limits)."""
+MAX_OPEN_REQUEST = 64 * 1024
+"""Bytes of a body that comes without a key, where none is asked for: what a stranger can make us hold."""
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 
 _ROUTE_PARAMETER = re.compile(r"\{(\*?)([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -222,7 +224,7 @@ def _route(function: HostedFunction, settings: HostSettings, api_key: str, loopb
             _refuse_other_sites(request)
         if api_key and not is_open and not _has_key(request, api_key):
             raise HTTPException(401, "the function key is missing or wrong: send it as x-functions-key")
-        body = await _body(request)
+        body = await _body(request, MAX_OPEN_REQUEST if is_open else MAX_REQUEST)
         parent = request.headers.get("traceparent", "")
         try:
             answer = await function(
@@ -270,15 +272,15 @@ def _host_in(url: str) -> str:
         return ""
 
 
-async def _body(request: Request) -> bytes:
-    too_large = HTTPException(413, f"a request may have at most {MAX_REQUEST} bytes")
-    if int(request.headers.get("content-length", "0")) > MAX_REQUEST:
+async def _body(request: Request, most: int) -> bytes:
+    too_large = HTTPException(413, f"a request may have at most {most} bytes")
+    if int(request.headers.get("content-length", "0")) > most:
         raise too_large
     parts = bytearray()
     try:
         async for part in request.stream():
             parts += part
-            if len(parts) > MAX_REQUEST:
+            if len(parts) > most:
                 raise too_large
     except ClientDisconnect:
         raise HTTPException(400, "the request ended early") from None

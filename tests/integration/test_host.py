@@ -20,7 +20,7 @@ import pytest
 
 from shared import host
 from shared.errors import ConfigError
-from shared.host import serve
+from shared.host import MAX_OPEN_REQUEST, serve
 from shared.host_settings import HostSettings
 from shared.queues.sqlite import SqliteQueues
 from shared.sqlite import Database
@@ -236,6 +236,15 @@ async def test_too_large_a_request_is_refused(queues: SqliteQueues, monkeypatch:
         assert is_problem(await client.post("/syncs/x/execute", content=b"a" * 1001), 413)
         assert is_problem(await client.post("/syncs/x/execute", content=without_length()), 413)
         assert (await client.post("/syncs/x/execute", content=b"a" * 1000)).status_code == 202
+
+
+async def test_a_stranger_can_not_make_us_hold_a_large_body(queues: SqliteQueues) -> None:
+    async with serving(an_app(), queues, {"VAULTFERRY_API_KEY": KEY}) as client:
+        assert (await client.request("GET", "/health", content=b"a" * MAX_OPEN_REQUEST)).status_code == 200
+        assert is_problem(await client.request("GET", "/health", content=b"a" * (MAX_OPEN_REQUEST + 1)), 413)
+        with_key = {"x-functions-key": KEY}
+        content = b"a" * (MAX_OPEN_REQUEST + 1)
+        assert (await client.post("/syncs/x/execute", content=content, headers=with_key)).status_code == 202
 
 
 async def test_queue_functions_get_their_messages_and_the_poison_function_what_failed(queues: SqliteQueues) -> None:

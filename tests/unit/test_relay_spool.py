@@ -135,6 +135,14 @@ async def test_batches_are_bounded_by_number_and_size_but_never_empty(spool: Spo
     assert len(await spool.oldest(10, 1)) == 1
 
 
+async def test_all_names_of_a_path_count_for_the_size_of_a_batch(spool: Spool) -> None:
+    await spool.add([AuditNotice("m" * 400, f"{number}" + "p" * 300, "n" * 300) for number in range(10)], 1.0)
+    assert len(await spool.oldest(10, 3500)) == 3
+    await spool.done(await spool.oldest(100, MANY))
+    await spool.add([GapNotice(f"{number}") for number in range(50)], 1.0)
+    assert len(await spool.oldest(100, 2000)) < 50, "a gap takes room as well"
+
+
 async def test_gaps_that_are_held_back_are_passed_over(spool: Spool) -> None:
     held = [GapNotice("one"), GapNotice("two")]
     await spool.add([*held, change("a")], 1.0)
@@ -152,6 +160,25 @@ async def test_more_rows_than_it_may_hold_become_one_gap(spool: Spool) -> None:
     assert await waiting(spool) == [GapNotice(SPOOL_FULL, "hub")]
     await spool.add([change("a")], 4.0)
     assert await waiting(spool) == [GapNotice(SPOOL_FULL, "hub"), change("a")]
+
+
+async def test_it_may_be_filled_to_the_last_row(spool: Spool) -> None:
+    await spool.add([change(f"{number}") for number in range(99)], 1.0)
+    await spool.add([change("98"), change("99")], 2.0)
+    assert len(await waiting(spool)) == 100
+    await spool.add([change("one more")], 3.0)
+    assert await waiting(spool) == [GapNotice(SPOOL_FULL, "hub")]
+
+
+async def test_a_damaged_file_is_told_and_its_folder_is_free_once_it_is_gone(tmp_path: Path) -> None:
+    file = tmp_path / "spool.db"
+    file.write_bytes(b"not a database, but longer than the header of one " * 100)
+    with pytest.raises(StoreError, match="is not a SQLite database"):
+        await Spool(tmp_path).open()
+    file.unlink()
+    spool = Spool(tmp_path)
+    await spool.open()
+    await spool.aclose()
 
 
 async def test_what_was_kept_is_there_when_it_is_opened_again(tmp_path: Path) -> None:

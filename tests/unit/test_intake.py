@@ -624,21 +624,26 @@ async def test_a_new_version_in_a_key_vault_is_looked_at(sender: Sender, event: 
 
 
 @pytest.mark.parametrize(
-    "event",
+    ("event", "ignored", "invalid"),
     [
-        GRID | {"eventType": "Microsoft.KeyVault.SecretNearExpiry"},
-        CLOUD | {"type": "Microsoft.KeyVault.VaultAccessPolicyChanged"},
-        GRID | {"data": DATA | {"Id": ID.replace("contoso", "another")}},
-        [],
-        [GRID | {"eventType": "Microsoft.KeyVault.KeyNewVersionCreated"}],
-        GRID | {"data": None},
-        GRID | {"data": {"Id": "https://[", "ObjectName": ["x"]}},
+        (GRID | {"eventType": "Microsoft.KeyVault.SecretNearExpiry"}, 1, 0),
+        (CLOUD | {"type": "Microsoft.KeyVault.VaultAccessPolicyChanged"}, 1, 0),
+        (GRID | {"data": DATA | {"Id": ID.replace("contoso", "another")}}, 1, 0),
+        ([GRID | {"eventType": "Microsoft.KeyVault.KeyNewVersionCreated"}], 1, 0),
+        ([], 0, 0),
+        (GRID | {"data": None}, 0, 1),
+        (GRID | {"data": {"Id": "https://[", "ObjectName": ["x"]}}, 0, 1),
+        (GRID | {"data": {"ObjectName": "db"}}, 0, 1),
+        (GRID | {"data": {"VaultName": "contoso"}}, 0, 1),
     ],
 )
-async def test_other_events_and_garbage_are_left_alone(sender: Sender, event: Any) -> None:
+async def test_other_events_are_left_alone_and_garbage_is_an_error(
+    sender: Sender, caplog: pytest.LogCaptureFixture, event: Any, ignored: int, invalid: int
+) -> None:
     counts = await intake.event_grid(sender.app, json.dumps(event))
-    assert counts.accepted == 0
+    assert (counts.accepted, counts.ignored, counts.invalid) == (0, ignored, invalid)
     assert await sender.queued() == {}
+    assert ("is dropped" in caplog.text) == (not ignored)
 
 
 async def test_a_version_that_can_be_none_is_left_out(sender: Sender) -> None:

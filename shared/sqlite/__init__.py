@@ -108,9 +108,7 @@ class Database:
         begins nor ends a transaction, and returns no cursor. Few large statements are better than many small ones:
         each costs a change of threads.
         """
-        if self._writer is None:
-            raise StoreError(f"the database {self.path} is not open")
-        return await self._writer.call(fn, durable=durable)
+        return await self._running(self._writer).call(fn, durable=durable)
 
     async def write_together(
         self, fn: Callable[[sqlite3.Connection, Sequence[Item]], Sequence[T]], items: Sequence[Item]
@@ -118,15 +116,16 @@ class Database:
         """As `write`, but `fn` is called once with the items of all callers that wait with the same `fn`: each gets the
         results of its own. Where that fails by what one of them wants, it is done anew for each alone.
         """
-        if self._writer is None:
-            raise StoreError(f"the database {self.path} is not open")
-        return await self._writer.call(fn, items=items)
+        return await self._running(self._writer).call(fn, items=items)
 
     async def read(self, fn: Callable[[sqlite3.Connection], T]) -> T:
         """Run `fn` on the reader's thread: it sees one consistent, committed state, and can not write."""
-        if self._reader is None:
+        return await self._running(self._reader).call(fn)
+
+    def _running(self, worker: Worker | None) -> Worker:
+        if worker is None:
             raise StoreError(f"the database {self.path} is not open")
-        return await self._reader.call(fn)
+        return worker
 
     async def migrate(self, component: str, scripts: Sequence[str]) -> None:
         """Bring a component's tables to version `len(scripts)`; script N leads from version N to N + 1.

@@ -536,6 +536,36 @@ async def test_a_source_that_can_not_be_opened_is_left_to_a_run(
         assert [run.trigger for run in await runs(w)] == ["event"]
 
 
+async def test_a_source_that_can_not_be_opened_or_was_not_heard_of_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    vaults = [MemoryVault(name, KV2) for name in ("source", "other", "target")]
+    second = replace(one_way(), id="t", source=Source("other"))
+    async with world(tmp_path, vaults, one_way(), second) as w:
+        vaults[1].put("b", "1")
+        assert await w.engine.events.take([AuditNotice("other/", "b", vault="other")]) == [True]
+        await w.drain()
+        assert vaults[2].values() == {"b": {"value": "1"}}
+        vaults[1].put("b", "2")
+        engine = w.engine
+        get = engine.installation.vaults.get
+
+        async def closed(vault_id: str, resource: str = "secrets") -> Any:
+            if vault_id == "source":
+                raise Unavailable("no answer", vault=vault_id)
+            return await get(vault_id, resource)
+
+        notices = [AuditNotice(f"{name}/", "b", vault=name) for name in ("source", "other", "nowhere")]
+        with monkeypatch.context() as patched:
+            patched.setattr(engine.installation.vaults, "get", closed)
+            assert await engine.events.take(notices) == [True, True, False]
+        assert "what was seen in source is left to a run" in caplog.text
+        await w.drain()
+        assert vaults[2].values() == {"b": {"value": "2"}}
+        assert len(await runs(w, "s")) == 1
+        assert await runs(w, "t") == []
+
+
 async def test_a_rerun_while_a_run_is_on_its_way_begins_when_it_has_ended(tmp_path: Path) -> None:
     source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
     async with world(tmp_path, [source, target], one_way()) as w:
@@ -619,7 +649,7 @@ async def test_paths_of_a_sync_can_be_told_by_hand(tmp_path: Path) -> None:
         with pytest.raises(InvalidSecret):
             await w.engine.events.look("s", ["../x"])
         source.put("apps/b", "1")
-        assert await w.engine.events.touched("source", ["apps/b", "else", "apps/../x"]) == [True, False, False]
+        assert await w.engine.events.touched("source", ["else", "apps/../x", "apps/b"]) == [False, False, True]
         await w.drain()
         assert target.values() == {"a": {"value": "1"}, "b": {"value": "1"}}
         with pytest.raises(Refused):

@@ -1,9 +1,10 @@
 """An event's job: look at some paths of one target, now.
 
 It does what a run does for one path, without the run. What is known already costs nothing. The rest is read from the
-source first and claimed afterwards, on the row as it was before the read: who wrote in between has changed the row, so an
+source first and claimed afterwards, on the row as it was before the read: who looked in between has changed the row, so an
 older value can not win, what needs no write needs no claim either, and one step notes both the claim and what is
-about to be written.
+about to be written. So whoever looks saves the row, also where there is nothing to do: that a value was put back, or that
+a secret which was never carried is gone, is known to nobody else.
 
 A run on its way keeps its own account of a path (`ObjectState.run_id`, `outcome`): events leave it alone.
 """
@@ -171,6 +172,12 @@ class EventWriter:
                     if _is_behind(job, state, hints[path], result):
                         came.behind.append(path)
                         continue
+                    if _went_back(state, result):
+                        # While the row tells of a higher version, events of the lower ones are old news: it must not when
+                        # the source is read.
+                        saves.append(Save(replace(state, source_version=None)))
+                        came.later[path] = Later(busy=True)
+                        continue
                     try:
                         wanted = work.wanted(path, result)
                     except InvalidSecret as error:
@@ -189,9 +196,8 @@ class EventWriter:
                     if hints[path] is not None and job.attempt < LAG_TRIES:
                         came.behind.append(path)
                     elif not any(part.owned for part in state.parts):
-                        if _is_remembered(state):
-                            gone = replace(forgotten(state), claim=None, claim_expires_at=None)
-                            saves.append(Save(replace(gone, last_sync_at=self._in.clock())))
+                        gone = replace(forgotten(state), claim=None, claim_expires_at=None)
+                        saves.append(Save(replace(gone, last_sync_at=self._in.clock())))
                     elif work.sync.delete.propagate:
                         delete.append((state, state.parts))
                 case Settled():
@@ -317,12 +323,19 @@ class EventWriter:
 
 
 def _is_behind(job: EventJob, state: ObjectState, hint: str | None, secret: Secret) -> bool:
-    """Whether the source shows an older version than was told of, or than was carried already."""
+    """Whether the source shows an older version than was told of, or than was carried already, and may yet show another."""
+    return job.attempt < LAG_TRIES and (_is_older(secret, hint) or _went_back(state, secret))
+
+
+def _went_back(state: ObjectState, secret: Secret) -> bool:
+    """Whether the source shows an older version than was carried already."""
+    return state.status is ObjectStatus.IN_SYNC and _is_older(secret, state.source_version)
+
+
+def _is_older(secret: Secret, version: str | None) -> bool:
     have = secret.entry.version if secret.entry else None
-    if have is None or not have.isdecimal() or job.attempt >= LAG_TRIES:
-        return False
-    carried = state.source_version if state.status is ObjectStatus.IN_SYNC else None
-    return any(one is not None and one.isdecimal() and not is_known(have, one) for one in (hint, carried))
+    numbers = have is not None and have.isdecimal() and version is not None and version.isdecimal()
+    return numbers and not is_known(have, version)
 
 
 def _is_old_news(work: PathWork, state: ObjectState, hint: str | None) -> bool:
@@ -342,16 +355,13 @@ def _holds(work: PathWork, state: ObjectState, wanted: Wanted) -> bool:
 
 
 def _settled_with(work: PathWork, state: ObjectState, secret: Secret) -> ObjectState | None:
-    """The row of a path that needs no write; None: it says so already."""
+    """The row of a path that needs no write; None: it says so already. A value without a version may be one that was put
+    back while another job still carries the one in between."""
     version = secret.entry.version if secret.entry else None
     fingerprint = work.source_fingerprint(secret)
-    if (version, fingerprint) == (state.source_version, state.source_fingerprint):
+    if version is not None and (version, fingerprint) == (state.source_version, state.source_fingerprint):
         return None
     return replace(state, source_version=version, source_fingerprint=fingerprint, last_sync_at=work.clock())
-
-
-def _is_remembered(state: ObjectState) -> bool:
-    return state.revision is not None and state.status is not ObjectStatus.DELETED
 
 
 def _intended(work: PathWork, state: ObjectState, wanted: Wanted) -> tuple[Part, ...]:

@@ -190,11 +190,11 @@ async def test_without_propagation_and_for_what_is_not_ours_a_delete_does_nothin
         assert "b" in target.values()
 
 
-async def test_a_path_that_never_was_leaves_nothing_behind(tmp_path: Path) -> None:
+async def test_a_path_that_never_was_is_known_to_be_gone_and_has_no_history(tmp_path: Path) -> None:
     source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
     async with world(tmp_path, [source, target], one_way(delete=PROPAGATE)) as w:
         assert await told(w, "a") == [True]
-        assert await w.states() == {}
+        assert (await state(w, "a")).status is ObjectStatus.DELETED
         assert await w.history() == []
 
 

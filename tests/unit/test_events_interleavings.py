@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from shared.model import ObjectState
+from shared.model import DeletePolicy, ObjectState
 from shared.notices import AuditNotice
 from shared.vault import Capabilities, FingerprintCost
 from tests.memory_vault import MemoryVault
@@ -118,6 +119,108 @@ async def test_a_job_that_dies_at_any_place_loses_nothing(
     folder: Path, capabilities: Capabilities, with_run: bool, gate: int
 ) -> None:
     assert await explore(folder, capabilities, ("one", gate), with_run=with_run) >= 3
+
+
+Edit = Callable[[MemoryVault], int | None]
+"""What somebody does at the source; the version that its event tells of."""
+
+
+async def explore_look(
+    folder: Path, reads: Capabilities, writes: Capabilities, prepare: Callable[[World, MemoryVault], Any], edit: Edit
+) -> int:
+    """A job, and an edit whose own event is dealt with meanwhile, in every order. Nothing else comes to put it right."""
+    runs = 0
+    for schedule, report in schedules():
+        source, target = MemoryVault("source", reads), MemoryVault("target", writes)
+        place = folder / str(runs)
+        place.mkdir()
+        async with world(place, [source, target], one_way(delete=DeletePolicy(propagate=True))) as w:
+            first = await prepare(w, source)
+            steps = Steps()
+
+            async def hook(vault: str, operation: str, name: str, steps: Steps = steps) -> None:
+                if operation in GATES:
+                    await steps.gate()
+
+            source.hook = target.hook = hook
+
+            async def one(w: World = w, job: str = first) -> None:
+                await w.engine.handle(job)
+
+            async def two(w: World = w, source: MemoryVault = source) -> None:
+                await w.engine.handle(await taken(w, edit(source)))
+
+            report(await steps.run({"one": one, "two": two}, schedule, None))
+            source.hook = target.hook = None
+            await w.drain()
+            assert target.values() == source.values(), schedule
+        runs += 1
+    return runs
+
+
+async def carried(w: World, source: MemoryVault) -> str:
+    source.put("a", "right")
+    await w.sync()
+    source.put("a", "mistake")
+    return await taken(w, None)
+
+
+async def new(w: World, source: MemoryVault) -> str:
+    source.put("a", "1")
+    return await taken(w, None)
+
+
+async def once_deleted(w: World, source: MemoryVault) -> str:
+    source.put("a", "0")
+    await w.sync()
+    source.remove("a")
+    await w.sync(allow_deletes=True)
+    return await new(w, source)
+
+
+async def wiped(w: World, source: MemoryVault) -> str:
+    """The last look at a key that was wiped and written anew: the source is taken at its word that it has version 1."""
+    for value in ("1", "2", "3"):
+        source.put("a", value)
+    await w.sync()
+    del source.kept["a"]
+    source.put("a", "3")
+    job = await taken(w, None)
+    while '"attempt":3' not in job:
+        await w.engine.handle(job)
+        job = w.queues.messages.pop()[1]
+    return job
+
+
+def put_back(source: MemoryVault) -> None:
+    source.put("a", "right")
+
+
+def remove(source: MemoryVault) -> None:
+    source.remove("a")
+
+
+def update(source: MemoryVault) -> int:
+    source.put("a", "4")
+    return source.kept["a"].version
+
+
+@pytest.mark.parametrize("writes", [KV1, KV2, LISTED], ids=["to kv1", "to kv2", "to listed"])
+@pytest.mark.parametrize("reads", [KV1, KV2, LISTED], ids=["from kv1", "from kv2", "from listed"])
+@pytest.mark.parametrize(("prepare", "edit"), [(carried, put_back), (new, remove), (once_deleted, remove)])
+async def test_what_somebody_takes_back_while_it_is_carried_does_not_stay(
+    folder: Path,
+    reads: Capabilities,
+    writes: Capabilities,
+    prepare: Callable[[World, MemoryVault], Any],
+    edit: Edit,
+) -> None:
+    assert await explore_look(folder, reads, writes, prepare, edit) >= 3
+
+
+@pytest.mark.parametrize("writes", [KV1, KV2, LISTED], ids=["to kv1", "to kv2", "to listed"])
+async def test_an_update_behind_a_wiped_key_is_not_taken_for_old_news(folder: Path, writes: Capabilities) -> None:
+    assert await explore_look(folder, KV2, writes, wiped, update) >= 2
 
 
 async def test_a_job_whose_claim_ran_out_while_it_was_frozen_does_not_have_the_last_word(folder: Path) -> None:

@@ -21,6 +21,7 @@ from shared import jobs
 from shared.engine.delete_window import DeleteWindow
 from shared.engine.installation import Installation
 from shared.engine.merger import Merger
+from shared.engine.outage import Outage
 from shared.engine.path_work import Later, PathWork, Settled, Wanted, forgotten, is_uncertain
 from shared.engine.probe import Prober
 from shared.engine.runs import Runs
@@ -50,6 +51,8 @@ class _Came(Results):
 
     behind: list[str] = field(default_factory=list)
     """Of which the source shows an older version than the event told of."""
+    unread: Outage = field(default_factory=Outage)
+    """The source's."""
     since: dict[str, float] = field(default_factory=dict)
     """For how many seconds somebody else has been at a path."""
     plan: str | None = None
@@ -203,8 +206,6 @@ class EventWriter:
                 case Settled():
                     saves += [Save(result.state)] if result.state.revision is None else []
                 case VaultError():
-                    if result.transient:
-                        came.failures.append(result)
                     if result.transient and job.attempt < work.sync.retry_policy.max_retries:
                         came.later[path] = Later(error=result)
                     else:
@@ -222,8 +223,17 @@ class EventWriter:
 
     async def _read(self, work: PathWork, job: EventJob, state: ObjectState, came: _Came) -> _Read:
         """What the source holds; None: it is gone by the source's own word; or what stands in the way."""
-        if came.hopeless is not None:
-            return came.hopeless
+        if (down := came.unread.error or came.outage.error) is not None:
+            return down
+        begun = came.unread.begin()
+        result = await self._ask(work, job, state)
+        if isinstance(result, VaultError) and result.transient:
+            came.unread.failed(begun, result)
+        else:
+            came.unread.answered()
+        return result
+
+    async def _ask(self, work: PathWork, job: EventJob, state: ObjectState) -> _Read:
         try:
             others = len(work.sync.targets) - 1
             ours = job.told is not None and job.told[0] == self._store.owner

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from shared.engine.installation import Installation, backoff
+from shared.engine.outage import Outage
 from shared.engine.path_work import Later, PathWork, Settled, fail_event
 from shared.engine.runs import ATTEMPTS_TO_SAVE
 from shared.errors import ConfigError, StoreError, Unsupported, VaultError
@@ -27,8 +28,6 @@ CLAIM = timedelta(seconds=300)
 but for a process on the same machine that knows the holder to be dead."""
 _claims = itertools.count()
 """What tells the claims of one process apart."""
-DOWN_AFTER = 5
-"""Failures in a row after which the rest of a job is not even tried: the vault is down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +52,8 @@ class Results:
     """Of a two-way sync: which vaults these are. Empty: the job's own."""
     defect: Exception | None = None
     """What some ended with that is no vault's answer: their message is to come again, and ends in poison."""
-    failures: list[VaultError] = field(default_factory=list)
-    """In a row, without a success in between."""
-
-    @property
-    def hopeless(self) -> VaultError | None:
-        """Why nothing more need be tried for now."""
-        return self.failures[-1] if len(self.failures) >= DOWN_AFTER else None
+    outage: Outage = field(default_factory=Outage)
+    """The target's."""
 
 
 class Settler:
@@ -129,13 +123,14 @@ class Settler:
         """Do `one` for each claimed path, side by side, and record all that came of it in one step."""
 
         async def unless_hopeless(each: Claimed) -> Settled | Later:
-            if results.hopeless is not None:
-                return Later(error=results.hopeless)
+            if results.outage.error is not None:
+                return Later(error=results.outage.error)
+            begun = results.outage.begin()
             result = await one(each)
             if isinstance(result, Settled):
-                results.failures.clear()
+                results.outage.answered()
             elif result.error is not None:
-                results.failures.append(result.error)
+                results.outage.failed(begun, result.error)
             return result
 
         if not claimed:

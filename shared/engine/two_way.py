@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 
+from shared.engine.outage import Outage
 from shared.engine.path_work import forgotten
 from shared.engine.place import Found, Place
-from shared.engine.settling import CLAIM, DOWN_AFTER
+from shared.engine.settling import CLAIM
 from shared.errors import Conflict, SecretNotFound, Unavailable, VaultError
 from shared.history import Save, Store
 from shared.mapping import Mapper, short_hash
@@ -157,8 +158,8 @@ class TwoWayWork:
     """None: the job is an event's, and belongs to no run."""
     attempt: int
     clock: Callable[[], datetime]
-    failures: dict[str, list[VaultError]] = field(default_factory=dict)
-    """By side: what it could not be looked at for, in a row, without an answer in between."""
+    outages: dict[str, Outage] = field(default_factory=dict)
+    """By side."""
 
     @property
     def final(self) -> bool:
@@ -198,20 +199,21 @@ class TwoWayWork:
         looks = Looks(errors=dict(self.silent))
 
         async def one(seat: Seat) -> None:
-            failures = self.failures.setdefault(seat.id, [])
-            if len(failures) >= DOWN_AFTER:
+            outage = self.outages.setdefault(seat.id, Outage())
+            if outage.error is not None:
                 # It is down: the others are not kept waiting for it, path after path.
-                looks.errors[seat.id] = failures[-1]
+                looks.errors[seat.id] = outage.error
                 return
+            begun = outage.begin()
             try:
                 looks.names[seat.id] = name = seat.name(path)
                 found = await seat.place.look(name, tombstones=tombstones)
             except VaultError as error:
                 looks.errors[seat.id] = error
                 if error.transient:
-                    failures.append(error)
+                    outage.failed(begun, error)
                 return
-            failures.clear()
+            outage.answered()
             looks.found[seat.id] = found
             if found.live and found.digest is None:
                 looks.closed.add(seat.id)

@@ -376,6 +376,35 @@ async def test_a_call_that_fails_once_is_made_again(tmp_path: Path, after: bool)
         assert (await state(w, "a")).parts[0].owned
 
 
+@pytest.mark.parametrize("operation", ["get", "set"])
+async def test_some_secrets_that_fail_hold_up_no_other(tmp_path: Path, operation: str) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        names = [f"p{number:03}" for number in range(200)]
+        for name in names:
+            source.put(name, "1")
+        bad = names[::12]
+        slow = asyncio.Event()
+
+        async def hook(vault: str, called: str, name: str) -> None:
+            if called == operation and name in bad:
+                # As a time-out: it ends after all that go well.
+                await slow.wait()
+                raise Unavailable("no answer for this one", vault=vault, path=name)
+
+        source.hook = target.hook = hook
+        await w.engine.events.take(seen(*names))
+        (job,) = event_jobs(w)
+        w.queues.messages.clear()
+        handled = asyncio.create_task(w.engine.handle(jobs.encode(job)))
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        slow.set()
+        await handled
+        assert sorted(target.values()) == sorted(set(names) - set(bad))
+        assert [path for again in event_jobs(w) for path, _ in again.hints] == bad
+
+
 async def test_a_permanent_failure_is_one_row_of_history_and_heals(tmp_path: Path) -> None:
     source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
     async with world(tmp_path, [source, target], one_way()) as w:

@@ -1,7 +1,8 @@
 """The guard over deletes that events ask for: they come one at a time, and are counted together all the same.
 
-A window's count is kept with the sync (`Control.event_deletes`), and is raised before anything is deleted: what is
-counted twice after a crash makes the guard more careful, never less.
+A window's count is kept with the sync (`Control.event_deletes`). It is raised before anything is deleted, and lowered again
+by what could not be, for that is counted when it is tried again. What is counted twice after a crash makes the guard more
+careful, never less.
 """
 
 from __future__ import annotations
@@ -30,6 +31,16 @@ class Held:
     why: str
     first: bool
     """Whether no run was begun for such deletes a moment ago."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """Deletes that may happen: they are counted."""
+
+    sync: Sync
+    target: str
+    window: str
+    """When the window began that they are counted in."""
 
 
 def recent_deletes(control: Control, target_id: str, now: datetime) -> int:
@@ -62,7 +73,7 @@ class DeleteWindow:
         self._store = installation.store
         self._clock = installation.clock
 
-    async def reserve(self, sync: Sync, target_id: str, number: int) -> Held | None:
+    async def reserve(self, sync: Sync, target_id: str, number: int) -> Reserved | Held:
         """Count deletes that are about to happen; or why they need somebody's approval, and are not counted."""
         for _ in range(ATTEMPTS_TO_SAVE):
             now = self._clock()
@@ -84,8 +95,31 @@ class DeleteWindow:
                 window["asked"] = iso(now)
             else:
                 return held
-            # Windows that are over go: a target that was renamed leaves nothing behind.
-            windows = {key: kept for key, kept in control.event_deletes.items() if _window(control, key, now)}
-            if await self._store.save_control(replace(control, event_deletes={**windows, target_id: window})):
-                return held
-        raise StoreError(f"sync {sync.id!r} could not be saved: its record keeps changing")
+            if await self._save(control, target_id, window, now):
+                return held or Reserved(sync, target_id, window["since"])
+        raise _keeps_changing(sync)
+
+    async def give_back(self, reserved: Reserved, number: int) -> None:
+        """So many of them were not deleted."""
+        if number == 0:
+            return
+        for _ in range(ATTEMPTS_TO_SAVE):
+            now = self._clock()
+            control = await self._store.get_control(reserved.sync.id)
+            window = dict(_window(control, reserved.target, now))
+            if window.get("since") != reserved.window:
+                return
+            window["count"] -= number
+            if await self._save(control, reserved.target, window, now):
+                return
+        raise _keeps_changing(reserved.sync)
+
+    async def _save(self, control: Control, target_id: str, window: Mapping[str, Any], now: datetime) -> bool:
+        # Windows that are over go: a target that was renamed leaves nothing behind.
+        windows = {key: kept for key, kept in control.event_deletes.items() if _window(control, key, now)}
+        saved = await self._store.save_control(replace(control, event_deletes={**windows, target_id: window}))
+        return saved is not None
+
+
+def _keeps_changing(sync: Sync) -> StoreError:
+    return StoreError(f"sync {sync.id!r} could not be saved: its record keeps changing")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 from shared import jobs
-from shared.engine.delete_window import DeleteWindow
+from shared.engine.delete_window import DeleteWindow, Held
 from shared.engine.installation import Installation
 from shared.engine.merger import Merger
 from shared.engine.outage import Outage
@@ -31,7 +31,7 @@ from shared.errors import AccessDenied, ConfigError, InvalidSecret, SecretNotFou
 from shared.history import Save
 from shared.jobs import EventJob
 from shared.mapping import is_shared_name, why_left_out
-from shared.model import ObjectState, ObjectStatus, Op, Part, Secret, Sync
+from shared.model import ObjectState, ObjectStatus, Op, Outcome, Part, Secret, Sync
 from shared.notices import is_known, merged
 
 log = logging.getLogger("vaultferry.events")
@@ -282,18 +282,20 @@ class EventWriter:
     async def _delete(self, work: PathWork, delete: Sequence[_Todo], came: _Came) -> None:
         if not delete:
             return
-        held = await self._window.reserve(work.sync, work.target.id, len(delete))
-        if held is not None:
-            if held.first:
-                came.plan = held.why
+        reserved = await self._window.reserve(work.sync, work.target.id, len(delete))
+        if isinstance(reserved, Held):
+            if reserved.first:
+                came.plan = reserved.why
             else:
-                came.held = held.why
+                came.held = reserved.why
             return
 
         async def one(each: Claimed) -> Settled | Later:
             return await work.run(Op.DELETE, each.before, each.state, cleanup=True)
 
         await self._settle(work, delete, one, came)
+        left = sum(came.outcomes.get(state.path) is not Outcome.DELETED for state, _ in delete)
+        await self._window.give_back(reserved, left)
 
     async def _settle(
         self,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from shared import jobs
-from shared.engine.delete_window import DeleteWindow
+from shared.engine.delete_window import DeleteWindow, Held
 from shared.engine.installation import Installation
 from shared.engine.path_work import Later
 from shared.engine.place import Place
@@ -148,8 +148,11 @@ class Merger:
     async def _delete(self, work: TwoWayWork, job: EventJob, came: Came, told: Mapping[str, Told]) -> None:
         sync = work.sync
         held = await self._window.reserve(sync, sync.units[0].id, len(came.deletes))
-        if held is None:
-            await self._settle(work, Op.DELETE, came.deletes, came, told)
+        if not isinstance(held, Held):
+            deletes = list(came.deletes)
+            await self._settle(work, Op.DELETE, deletes, came, told)
+            left = sum(came.outcomes.get(path) is not Outcome.DELETED for path in deletes)
+            await self._window.give_back(held, left)
             return
         log.warning("left to a run: %s", held.why, extra={"sync": sync.id, "target": job.target})
         if held.first:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from shared import jobs
+from shared.engine.delete_window import DeleteWindow, Reserved
 from shared.errors import AccessDenied, InvalidSecret, MountNotFound, Refused, Unavailable
 from shared.jobs import EventJob
 from shared.model import DeletePolicy, Granularity, ObjectState, ObjectStatus, OnExisting, RunStatus, Source, Target
@@ -246,6 +247,45 @@ async def test_a_new_window_counts_anew_and_keeps_no_old_ones(tmp_path: Path) ->
             await told(w, f"p{number:02d}")
         assert len(target.values()) == 2
         assert (await w.store.get_control("s")).event_deletes["target"]["count"] == 5
+
+
+@pytest.mark.parametrize("other_window", [False, True])
+async def test_deletes_that_are_tried_again_are_counted_once(tmp_path: Path, other_window: bool) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way(delete=PROPAGATE)) as w:
+        for name in "abcd":
+            source.put(name, "1")
+        await told(w, *"abcd")
+        source.remove("a")
+        source.remove("b")
+        target.faults.always = Unavailable("down", vault="target")
+        await w.engine.events.take(seen("a", "b"))
+        for _ in range(3):
+            (message,) = w.queues.messages
+            w.queues.messages.clear()
+            await w.engine.handle(message[1])
+            if other_window:
+                w.clock.advance(minutes=11)
+        target.faults.always = None
+        await w.drain()
+        assert sorted(target.values()) == ["c", "d"]
+        assert await runs(w) == []
+        assert (await w.store.get_control("s")).event_deletes["target"]["count"] == 2
+
+
+async def test_what_is_given_back_is_of_its_own_window(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way(delete=PROPAGATE)) as w:
+        window = DeleteWindow(w.engine.installation)
+        early = await window.reserve(w.syncs["s"], "target", 2)
+        w.clock.advance(minutes=11)
+        late = await window.reserve(w.syncs["s"], "target", 3)
+        assert isinstance(early, Reserved)
+        assert isinstance(late, Reserved)
+        await window.give_back(early, 2)
+        assert (await w.store.get_control("s")).event_deletes["target"]["count"] == 3
+        await window.give_back(late, 1)
+        assert (await w.store.get_control("s")).event_deletes["target"]["count"] == 2
 
 
 async def test_many_deletes_at_once_are_counted_before_the_first(tmp_path: Path) -> None:

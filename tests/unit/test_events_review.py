@@ -296,8 +296,8 @@ async def test_deletes_that_can_not_be_counted_do_not_happen(tmp_path: Path, mon
         await w.sync()
         source.remove("p")
 
-        async def taken_by_others(_: object) -> bool:
-            return False
+        async def taken_by_others(_: object) -> None:
+            return None
 
         with monkeypatch.context() as busy:
             busy.setattr(w.store, "save_control", taken_by_others)

@@ -131,7 +131,9 @@ async def audit(app: App, request: Request) -> Counts:
     body = unpack(request)
     told = await asyncio.to_thread(_read, body, vault) if len(body) > _LARGE else _read(body, vault)
     if seen:
-        return Counts(duplicate=told.entries)
+        # What can not be read is told again: the first answer may never have arrived.
+        invalid = told.invalid.total()
+        return Counts(duplicate=told.entries - invalid, invalid=invalid)
     _refuse_if_all(told.invalid, told.entries)
     counts = await _take(app, told)
     if batch is not None:

@@ -121,8 +121,10 @@ class Planner:
                 # A replay's paths are told from the rest by their rows; those of a decision are not.
                 if run.paths is None or run.trigger == RESOLVE:
                     await self._runs.recover(sync.id)
-                # The queues are those of written vaults: any of them does for a probe, which asks the source as well.
-                await self._prober.schedule(sync.units[0].vault)
+                # Probes wait in the queues of written vaults, and ask the source as well. One for each: where a target is
+                # silent too, its probe asks no further.
+                for vault in sorted({unit.vault for unit in sync.units}):
+                    await self._prober.schedule(vault)
             await self._runs.fail(job.run, str(error))
 
     # one planning -------------------------------------------------------------------------------------------------

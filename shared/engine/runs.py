@@ -180,7 +180,9 @@ class Runs:
                     # It has not begun to look at anything. Sent again, because whoever queued it may have died before.
                     await self._send_plan(active)
                     return
-            if control.again or await self._store.save_control(replace(control, again=trigger)):
+            # What waits for a probe waits no longer.
+            noted = control.again not in (None, RECOVERY)
+            if noted or await self._store.save_control(replace(control, again=trigger)):
                 await self.go_on(sync_id)
                 return
         raise StoreError(f"sync {sync_id!r} could not be noted for another run: its record keeps changing")

@@ -167,12 +167,12 @@ class Settler:
             saves.append(Save(released, save.event))
             outcomes.append(outcome)
         saved = await self._store.save_objects(saves)
-        for save, kept, outcome in zip(saves, saved, outcomes, strict=True):
+        for each, save, kept, outcome in zip(claimed, saves, saved, outcomes, strict=True):
             if outcome is None:
                 continue
             if kept is None:
                 # The claim had expired and somebody else went on: what we know is old.
-                await self._doubt(save.state)
+                await self._doubt(each.state, save.state)
                 results.lost.append(save.state.path)
             elif isinstance(outcome, Later):
                 results.later[save.state.path] = outcome
@@ -180,13 +180,16 @@ class Settler:
                 results.outcomes[save.state.path] = outcome
                 log_path(work, save.state, outcome)
 
-    async def _doubt(self, ours: ObjectState) -> None:
+    async def _doubt(self, claimed: ObjectState, ours: ObjectState) -> None:
         """Who went on does not know that we wrote behind its back: nobody is to trust its record before a look."""
         for _ in range(ATTEMPTS_TO_SAVE):
             known = await self._store.get_objects(ours.sync_id, ours.target, [ours.path])
             theirs = known[ours.path]
             parts = (*theirs.parts, *(part for part in ours.parts if theirs.part(part.name) is None))
             doubted = replace(theirs, parts=parts, status=ObjectStatus.PENDING, outcome=Outcome.OPEN)
+            if theirs.claim == claimed.claim:
+                # Given up meanwhile, and left to us all the same.
+                doubted = replace(doubted, claim=None, claim_expires_at=None)
             if (await self._store.save_objects([Save(doubted)]))[0] is not None:
                 return
         raise StoreError(f"{ours.path!r} of sync {ours.sync_id!r} could not be saved: its record keeps changing")
@@ -256,12 +259,14 @@ class Settler:
         """Record paths as failed whose job ended without an answer too often."""
         why = "its job ended without an answer several times; see the log of the writer"
         states = await self._store.get_objects(sync_id, target_id, paths)
+        now = self._in.clock()
         saves = []
         for path in paths:
             state = states.get(path) or ObjectState(sync_id, target_id, path)
-            failed = replace(
-                state, status=ObjectStatus.FAILED, error=why, transient=False, claim=None, claim_expires_at=None
-            )
+            failed = replace(state, status=ObjectStatus.FAILED, error=why, transient=False)
+            if not state.claim_left(now):
+                # Otherwise somebody may be at it: nobody else is to begin with it, whatever the record says meanwhile.
+                failed = replace(failed, claim=None, claim_expires_at=None)
             if run_id is not None:
                 failed = replace(failed, run_id=run_id, outcome=Outcome.FAILED)
             saves.append(Save(failed, Event(Action.FAIL, ObjectStatus.FAILED, run_id, attempt=attempt, error=why)))

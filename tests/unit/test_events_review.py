@@ -15,11 +15,12 @@ from shared.engine import delete_window, shared_reads
 from shared.engine.path_work import PathWork
 from shared.engine.shared_reads import SharedReads
 from shared.errors import AccessDenied, ConfigError, StoreError, Unavailable
+from shared.jobs import EventJob
 from shared.model import ObjectStatus, OnExisting, RetryPolicy, RunStatus, Secret, Source
 from shared.notices import GapNotice
 from shared.vault import NameRule, Vault
 from tests.memory_vault import MemoryVault
-from tests.unit.test_events import KV2, PROPAGATE, event_jobs, runs, seen, state, told
+from tests.unit.test_events import KV2, LISTED, PROPAGATE, event_jobs, runs, seen, state, told
 from tests.world import Clock, World, one_way, world
 
 NARROW = replace(KV2, names=NameRule(re.compile("[a-z-]")))
@@ -481,3 +482,72 @@ async def test_what_was_only_found_in_a_target_is_forgotten_without_being_counte
         assert len(target.values()) == 20
         assert await runs(w) == []
         assert (await w.store.get_control("s")).event_deletes == {}
+
+
+# --- in between -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_job_that_is_given_up_keeps_nobody_from_a_living_jobs_claim(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", LISTED)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        source.put("a", "1")
+        await told(w, "a")
+        source.put("a", "2")
+        reached, go = asyncio.Event(), asyncio.Event()
+
+        async def hook(vault: str, operation: str, name: str) -> None:
+            if operation == "set" and not reached.is_set():
+                reached.set()
+                await go.wait()
+
+        target.hook = hook
+        engine = w.engine
+        await engine.events.take(seen(("a", 2)))
+        slow = asyncio.create_task(engine.handle(w.queues.messages.pop()[1]))
+        await reached.wait()
+        # Another message names it as well, and ends in poison for a neighbour's sake.
+        await engine.give_up(jobs.encode(EventJob("s", "target", "target", (("a", None),), split=True)))
+        assert (await state(w, "a")).status is ObjectStatus.FAILED
+        source.put("a", "3")
+        await engine.events.take(seen(("a", 3)))
+        (event,) = [message for message in w.queues.messages if '"job":"event"' in message[1]]
+        w.queues.messages.remove(event)
+        await engine.handle(event[1])
+        go.set()
+        await slow
+        await w.drain()
+        written = [fields["value"] for _, fields in target.writes]
+        assert written == sorted(written), "an older value after a newer one"
+        assert target.values() == {"a": {"value": "3"}}
+        settled = await state(w, "a")
+        assert (settled.status, settled.claim) == (ObjectStatus.IN_SYNC, None)
+
+
+async def test_a_gap_while_source_and_first_target_are_down_is_made_up_for_where_it_can_be(tmp_path: Path) -> None:
+    source, down, up = MemoryVault("source", KV2), MemoryVault("down", KV2), MemoryVault("up", KV2)
+    async with world(tmp_path, [source, down, up], one_way("down", "up")) as w:
+        source.put("a", "1")
+        source.faults.always = Unavailable("no answer", vault="source")
+        down.faults.always = Unavailable("no answer", vault="down")
+        await w.engine.events.take([GapNotice("reconnected", "source")])
+        await w.drain()
+        source.faults.always = None
+        await probed(w)
+        assert up.values() == {"a": {"value": "1"}}
+        down.faults.always = None
+        await probed(w)
+        assert down.values() == {"a": {"value": "1"}}
+
+
+async def test_a_gap_does_not_wait_for_the_probe_that_a_held_delete_waits_for(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        source.put("there", "1")
+        await w.engine.runs.start("s", trigger="manual")
+        # Planned: it has seen all that it will see of the source.
+        await w.engine.handle(w.queues.messages.pop()[1])
+        await w.engine.runs.recover("s")
+        source.put("lost", "1")
+        await w.engine.events.take([GapNotice("reconnected", "source")])
+        await w.drain()
+        assert target.values() == source.values()

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from shared.errors import ConfigError
 from shared.references import WHAT_TO_DO, is_unresolved
+from shared.signing import MIN_SECRET
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -38,7 +39,6 @@ STORE = "VAULTFERRY_STORE"
 DIGEST_KEY = "VAULTFERRY_DIGEST_KEY"
 MIN_KEY_LENGTH = 32
 AUDIT_SECRET = "VAULTFERRY_AUDIT_SECRET"  # noqa: S105 - the setting's name
-MIN_AUDIT_SECRET_LENGTH = 16
 DEFAULT_FILE = "vaultferry.db"
 POSTPONED = 60.0
 """Seconds until a job that met a broken configuration is looked at again."""
@@ -183,9 +183,9 @@ def audit_secrets(env: Mapping[str, str]) -> tuple[str, ...]:
         raise ConfigError(f"the Key Vault reference in {AUDIT_SECRET} does not resolve: {WHAT_TO_DO}")
     if len(found) > 2:
         raise ConfigError(f"{AUDIT_SECRET} holds {len(found)} secrets; one, or a new and an old one are possible")
-    if any(len(secret) < MIN_AUDIT_SECRET_LENGTH for secret in found):
+    if any(len(secret) < MIN_SECRET for secret in found):
         raise ConfigError(
-            f"{AUDIT_SECRET} is too short: each secret in it has at least {MIN_AUDIT_SECRET_LENGTH} characters "
+            f"{AUDIT_SECRET} is too short: each secret in it has at least {MIN_SECRET} characters "
             "(such as `openssl rand -hex 32` gives)"
         )
     return found

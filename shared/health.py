@@ -89,7 +89,8 @@ def _relay(relay: Relay) -> Check:
     told = relay.health()
     if told["status"] == "ok":
         return _ok()
-    why = (f"{name}: {told['checks'][name]}" for name in ("spool", "forwarding") if told["checks"][name] != "ok")
+    named = ("spool", "forwarding", "device", "vault")
+    why = (f"{name}: {told['checks'][name]}" for name in named if told["checks"][name] != "ok")
     return {"status": told["status"], "detail": "; ".join(why)}
 
 

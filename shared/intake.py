@@ -19,7 +19,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from shared.audit import Unreadable, from_record, merge, read_line
+from shared.audit import MAX_VALUES, Unreadable, from_record, holds_too_much, merge, read_line
 from shared.errors import ConfigError, InvalidSecret, VaultError
 from shared.http import RETRY_AFTER, Problem, Request
 from shared.notices import AuditNotice, GapNotice, KeyVaultNotice, Notice
@@ -37,9 +37,6 @@ MAX_SENT = 4 * 1024 * 1024
 MAX_UNPACKED = 16 * 1024 * 1024
 """Bytes of what a request unpacks to: it is unpacked no further."""
 MAX_ENTRIES = 20_000
-MAX_VALUES = 1_000_000
-"""JSON values of a request, about: small ones take twenty times the memory that they take as text, and seconds to read.
-Entries of a real Vault, as many as fit, have three quarters of it."""
 MAX_PATH = 8192
 """Characters of a path: what surely fits a queue's message. A longer one is left to the schedule."""
 MAX_SKEW = 300
@@ -210,7 +207,7 @@ def unpack(request: Request) -> bytes:
     if not body.strip():
         # The Functions host hands on nothing of a chunked request.
         raise Problem(400, "the body is empty; on Azure it must come with a Content-Length")
-    if sum(body.count(char) for char in (b",", b"[", b"{")) > MAX_VALUES:
+    if holds_too_much(body):
         raise Problem(413, f"the body holds more than {MAX_VALUES} JSON values: send smaller batches")
     return body
 

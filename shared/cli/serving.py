@@ -91,11 +91,11 @@ async def _serve(session: Session, host: str, port: int, listen: list[Address]) 
 
 def _relay(app: App, listen: list[Address]) -> Relay:
     """A relay that hands over to the app itself. What it has not handed over yet lies beside the store."""
+    from shared.relay.forwarder import Answer
     from shared.relay.relay import Relay
 
-    async def take(batch: Batch) -> int:
-        await app.engine.events.take(batch.notices)
-        return 0
+    async def take(batch: Batch) -> Answer:
+        return Answer(heeded=any(await app.engine.events.take(batch.notices)))
 
     spool = Path("vaultferry.relay") if app.database is None else app.database.path.with_suffix(".relay")
     return Relay(listen, spool, take)

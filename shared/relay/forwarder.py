@@ -35,7 +35,9 @@ LONGEST_DELAY = 30.0
 LONGEST_WISH = 300.0
 """Seconds that a Retry-After is honoured at most."""
 HOLD = 10.0
-"""Seconds between two gap marks for the same reason: each starts full runs."""
+LONGEST_HOLD = 600.0
+"""Seconds between two gap marks for the same reason, at first and while they keep coming: each starts full runs, and what is
+read in these may be what cannot be understood."""
 HOLD_REFUSED = 60.0
 REFUSED = "a record was refused"
 
@@ -48,10 +50,33 @@ class Batch:
     notices: tuple[AuditNotice | GapNotice, ...]
 
 
-Forward: TypeAlias = Callable[[Batch], Awaitable[int]]
-"""Hands a batch over and returns once it is durable there, with the number of notices that could not be read. Raises
-Unavailable and StoreError when it should be tried again, AccessDenied when a person must do something first, and Refused
-when this very batch will never be taken."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the other side made of a batch."""
+
+    unread: int = 0
+    """Notices that could not be read."""
+    heeded: bool = True
+    """Whether any of them concerns a sync there."""
+
+
+Forward: TypeAlias = Callable[[Batch], Awaitable[Answer]]
+"""Hands a batch over and returns once it is durable there. Raises Unavailable and StoreError when it should be tried again,
+AccessDenied when a person must do something first, and Refused when this very batch will never be taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A mark that was sent: for how long the next one for the same reason waits."""
+
+    until: float
+    """By the loop's clock."""
+    seconds: float
+
+    @property
+    def forgotten(self) -> float:
+        """When it would count as the first again."""
+        return self.until + self.seconds
 
 
 class Forwarder:
@@ -60,10 +85,9 @@ class Forwarder:
         self._forward = forward
         self._counters = counters
         self._hold = hold
-        self._held: dict[GapNotice, float] = {}
-        """Until when a mark waits, by the loop's clock."""
+        self._held: dict[GapNotice, _Held] = {}
         self._unwanted: dict[GapNotice, float] = {}
-        """The same for marks that were refused."""
+        """Until when marks wait that were refused, by the loop's clock."""
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._failures = 0
@@ -72,6 +96,8 @@ class Forwarder:
         """Why the last attempt failed; None: it did not."""
         self.denied = False
         """Whether a person must do something first."""
+        self.unheeded = False
+        """Whether the last mark concerned no sync of the other side."""
 
     def wake(self) -> None:
         """There is something new in the spool."""
@@ -105,8 +131,10 @@ class Forwarder:
             await self._something_new()
 
     async def _something_new(self) -> None:
-        soonest = min((*self._held.values(), *self._unwanted.values()), default=None)
-        wait = None if soonest is None else max(0.0, soonest - asyncio.get_running_loop().time())
+        now = asyncio.get_running_loop().time()
+        times = (*(held.until for held in self._held.values()), *self._unwanted.values())
+        soonest = min((until for until in times if until > now), default=None)
+        wait = None if soonest is None else soonest - now
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait):
                 await self._wake.wait()
@@ -116,9 +144,9 @@ class Forwarder:
         if self._stopping.is_set():
             return set(self._unwanted)
         now = asyncio.get_running_loop().time()
-        self._held = {gap: until for gap, until in self._held.items() if until > now}
+        self._held = {gap: held for gap, held in self._held.items() if held.forgotten > now}
         self._unwanted = {gap: until for gap, until in self._unwanted.items() if until > now}
-        return {*self._held, *self._unwanted}
+        return {*(gap for gap, held in self._held.items() if held.until > now), *self._unwanted}
 
     async def _deliver(self, rows: Sequence[Row]) -> bool:
         """Send rows until each is taken or refused. False: it is time to stop."""
@@ -128,7 +156,7 @@ class Forwarder:
             batch = Batch(secrets.token_hex(16), tuple(row.notice for row in part))
             while True:
                 try:
-                    unread = await self._forward(batch)
+                    answer = await self._forward(batch)
                 except Refused as error:
                     log.warning("a batch of %d was refused: %s", len(part), error)
                     if len(part) > 1:
@@ -141,25 +169,35 @@ class Forwarder:
                     if not await self._failed(error):
                         return False
                     continue
-                await self._settle(lambda part=part, unread=unread: self._taken(part, unread))  # type: ignore[misc]
+                await self._settle(lambda part=part, answer=answer: self._taken(part, answer))  # type: ignore[misc]
                 break
         return True
 
-    async def _taken(self, rows: Sequence[Row], unread: int) -> None:
+    async def _taken(self, rows: Sequence[Row], answer: Answer) -> None:
         await self._spool.done(rows)
-        now = asyncio.get_running_loop().time()
-        for row in rows:
-            if isinstance(row.notice, GapNotice):
-                self._held[row.notice] = now + self._hold
+        gaps = [row.notice for row in rows if isinstance(row.notice, GapNotice)]
+        for gap in gaps:
+            self._hold_back(gap)
+        if gaps:
+            if not answer.heeded and not self.unheeded:
+                log.error("the other side has no sync that reads this Vault: check --vault, and its configuration")
+            self.unheeded = not answer.heeded
         self._counters.forwarded += len(rows)
-        if unread and any(isinstance(row.notice, AuditNotice) for row in rows):
-            self._counters.refused += unread
+        if answer.unread and len(gaps) < len(rows):
+            self._counters.refused += answer.unread
             log.warning("%d of %d records could not be read by the other side: is it older than this relay?",
-                        unread, len(rows))  # fmt: skip
+                        answer.unread, len(rows))  # fmt: skip
             await self._mark(rows[0].notice.vault)
         if self._failures:
             log.info("forwarding works again")
         self._failures, self.trouble, self.denied = 0, None, False
+
+    def _hold_back(self, gap: GapNotice) -> None:
+        now = asyncio.get_running_loop().time()
+        before = self._held.get(gap)
+        again = before is not None and now < before.forgotten
+        seconds = min(2 * before.seconds, LONGEST_HOLD) if before is not None and again else self._hold
+        self._held[gap] = _Held(now + seconds, seconds)
 
     async def _give_up(self, row: Row) -> None:
         """A record that nobody will ever take: a full run finds what it would have told."""

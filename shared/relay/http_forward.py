@@ -15,7 +15,7 @@ from shared.audit import to_record
 from shared.errors import AccessDenied, ConfigError, Refused, Unavailable
 from shared.notices import AuditNotice, GapNotice
 from shared.relay.addresses import is_loopback
-from shared.relay.forwarder import Batch
+from shared.relay.forwarder import Answer, Batch
 from shared.signing import sign
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def check_url(url: str) -> str:
         host = None
     if not host or parts.scheme not in ("https", "http") or parts.username or parts.password or parts.fragment:
         raise ConfigError("--forward: expected the address of the app, such as https://example.azurewebsites.net/audit")
+    if parts.path in ("", "/"):
+        raise ConfigError(f"--forward: {url} has no path: it ends in /audit")
     if parts.scheme == "http" and not is_loopback(host):
         raise ConfigError(f"--forward: plain http goes to this machine only; use https for {host}")
     return url
@@ -88,19 +90,19 @@ class HttpForward:
     ) -> None:
         await self._session.close()
 
-    async def __call__(self, batch: Batch) -> int:
-        """How many records the other side could not read. Raises as `Forward` says."""
+    async def __call__(self, batch: Batch) -> Answer:
+        """Raises as `Forward` says."""
         if len(batch.notices) < ASIDE_FROM:
             body, headers = pack(batch.notices)
         else:
             body, headers = await asyncio.to_thread(pack, batch.notices)
         status, retry_after, answer = await self._post(batch.id, body, headers)
         if status == 202:
-            return _invalid(answer)
+            return _counts(answer)
         if status in DENIED:
-            raise AccessDenied(f"the app answers {status}: {DENIED[status]}")
+            raise AccessDenied(f"the app answers {status}: {_detail(answer) or DENIED[status]}")
         if status in BROKEN:
-            raise Refused(f"the app answers {status}")
+            raise Refused(f"the app answers {status}: {_detail(answer) or 'it does not say why'}")
         if 300 <= status < 400:
             raise AccessDenied(f"the app answers {status}, a redirect, which is not followed: check --forward")
         raise Unavailable(f"the app answers {status}", retry_after=retry_after)
@@ -154,17 +156,28 @@ async def _all(response: aiohttp.ClientResponse) -> bytes:
     return b"".join(parts)
 
 
-def _invalid(answer: bytes) -> int:
-    """Its count in `{"accepted", "ignored", "duplicate", "invalid"}`. Raises Unavailable for another answer."""
+def _counts(answer: bytes) -> Answer:
+    """What `{"accepted", "ignored", "duplicate", "invalid"}` says. Raises Unavailable for another answer."""
     try:
-        counts: Any = json.loads(answer)
+        content: Any = json.loads(answer)
     except ValueError:
-        counts = None
-    invalid = counts.get("invalid") if isinstance(counts, dict) else None
-    if type(invalid) is not int:
+        content = None
+    counts = content if isinstance(content, dict) else {}
+    accepted, duplicate, invalid = (counts.get(name) for name in ("accepted", "duplicate", "invalid"))
+    if type(accepted) is not int or type(duplicate) is not int or type(invalid) is not int:
         # Somebody else's 202, a proxy's for one, is no promise.
         raise Unavailable("what answers 202 is not Vaultferry's /audit: check --forward")
-    return invalid
+    return Answer(invalid, heeded=accepted + duplicate > 0)
+
+
+def _detail(answer: bytes) -> str | None:
+    """What a problem (https://www.rfc-editor.org/rfc/rfc9457) says to a person, where it is fit for a log."""
+    try:
+        problem: Any = json.loads(answer)
+    except ValueError:
+        return None
+    detail = problem.get("detail") if isinstance(problem, dict) else None
+    return detail[:300] if isinstance(detail, str) and detail.isprintable() else None
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -19,6 +19,7 @@ from shared.relay.addresses import Address, parse_http, parse_listen
 from shared.relay.http_forward import HttpForward, check_url
 from shared.relay.relay import Relay
 from shared.relay.status import serve_status
+from shared.signing import MIN_SECRET
 
 log = logging.getLogger("vaultferry.relay")
 
@@ -44,7 +45,10 @@ def read_options(
     """Raises ConfigError."""
     if not listen:
         raise ConfigError("--listen is missing: where to listen, such as tcp://0.0.0.0:1269")
-    secret = credential(env, AUDIT_SECRET)
+    # Of two, the app takes both; the first is the newer one.
+    secret = (credential(env, AUDIT_SECRET) or "").partition(",")[0].strip() or None
+    if secret is not None and len(secret) < MIN_SECRET:
+        raise ConfigError(f"{AUDIT_SECRET} is too short: it has at least {MIN_SECRET} characters, on both sides")
     return Options(
         tuple(parse_listen(each) for each in listen),
         check_url(forward),
@@ -52,8 +56,7 @@ def read_options(
         vault or None,
         parse_http(http) if http else None,
         credential(env, API_KEY),
-        # Of two, the app takes both; the first is the newer one.
-        secret.partition(",")[0].strip() or None if secret else None,
+        secret,
     )
 
 

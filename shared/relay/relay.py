@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from shared.audit import Unreadable, looks_whole, may_matter, project, read_line
+from shared.audit import Unreadable, holds_too_much, looks_whole, may_matter, project, read_line
 from shared.errors import StoreError
 from shared.notices import GapNotice
 from shared.relay.addresses import Address
@@ -33,6 +34,7 @@ GATHER = 0.02
 LONGEST_PATH = 8_192
 """Characters of namespace, mount and path. None of Vault's own clients comes near."""
 WATCH_EVERY = 1.0
+SAY_EVERY = 60.0
 RETRY_DISK = 1.0
 GRACE = 5.0
 """Seconds that a relay takes to forward what it has before it stops."""
@@ -42,6 +44,7 @@ UNREADABLE = "what was heard could not be read"
 JSONX = "the audit device has format=jsonx, which can not be read: enable it with format=json"
 OVERFLOW = "changes came faster than the disk took them"
 PATH_TOO_LONG = "a path was too long"
+UNHEEDED = "no sync of the app reads this Vault: check --vault, and the app's configuration"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,10 @@ class Relay:
         self._heard = asyncio.Event()
         self._stopping = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._said: dict[str, float] = {}
+        """When a gap was last told of in the log, by its reason."""
+        self._jsonx = False
+        """Whether the last entry was of a device that nobody can read."""
         self.disk_trouble: str | None = None
         """Why the disk did not take the last of what was to be kept; None: it did."""
 
@@ -141,8 +148,13 @@ class Relay:
         if not looks_whole(line):
             self._unreadable(jsonx=b"<json:" in line)
             return
+        self._jsonx = False
         if not may_matter(line):
             self.counters.filtered += 1
+            return
+        if holds_too_much(line):
+            # Whoever reads it does not read the sockets.
+            self._unreadable(jsonx=False)
             return
         try:
             notice = project(read_line(line), self._vault)
@@ -168,8 +180,15 @@ class Relay:
     def gap(self, why: str) -> None:
         if self._pending.gap(why):
             self.counters.gaps += 1
-            log.info("gap: %s", why)
+            self._say(why)
             self._heard.set()
+
+    def _say(self, why: str) -> None:
+        """Once a minute: what can not be read may come with every entry."""
+        now = time.monotonic()
+        if now - self._said.get(why, -math.inf) >= SAY_EVERY:
+            self._said[why] = now
+            log.info("gap: %s", why)
 
     def connected(self) -> None:
         self.counters.connections += 1
@@ -183,6 +202,7 @@ class Relay:
     def _unreadable(self, *, jsonx: bool) -> None:
         self.counters.unreadable += 1
         self.counters.jsonx += jsonx
+        self._jsonx = self._jsonx or jsonx
         self.gap(JSONX if jsonx else UNREADABLE)
 
     # what goes on -----------------------------------------------------------------------------------------------------
@@ -247,7 +267,8 @@ class Relay:
         status = "ok"
         if forwarding is not None:
             status = "error" if self._forwarder.denied else "degraded"
-        if self.disk_trouble is not None or dead:
+        unheeded, jsonx = self._forwarder.unheeded, self._jsonx
+        if self.disk_trouble is not None or dead or unheeded or jsonx:
             status = "error"
         return {
             "status": status,
@@ -255,6 +276,8 @@ class Relay:
                 "listening": [str(address) for address in self.addresses],
                 "spool": self.disk_trouble or (f"ended: {', '.join(dead)}" if dead else "ok"),
                 "forwarding": forwarding or "ok",
+                "device": JSONX if jsonx else "ok",
+                "vault": UNHEEDED if unheeded else "ok",
                 "waiting": self.waiting,
             },
         }

@@ -148,9 +148,10 @@ async def process(
     folder: Path, app: FakeApp, port: int, *more: str, root: Path = ROOT, **env: str
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     arguments = ["-m", "shared.relay", "--listen", f"tcp://127.0.0.1:{port}", "--forward", app.url]
+    secrets = {"VAULTFERRY_AUDIT_SECRET": "the-newer-secret,the-older-secret"}
     started = await asyncio.create_subprocess_exec(
         sys.executable, *arguments, "--spool", str(folder / "spool"), *more,
-        cwd=root, env={**os.environ, "VAULTFERRY_AUDIT_SECRET": "new,old", **env}, stderr=asyncio.subprocess.PIPE,
+        cwd=root, env={**os.environ, **secrets, **env}, stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     assert started.stderr is not None
     try:

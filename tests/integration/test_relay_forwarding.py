@@ -12,10 +12,13 @@ import pytest
 from aiohttp import web
 
 from shared.errors import ConfigError
-from shared.relay import forwarder
+from shared.notices import GapNotice
+from shared.relay import forwarder, process
 from shared.relay.addresses import parse_listen
+from shared.relay.counters import Counters
 from shared.relay.http_forward import HttpForward, check_url
 from shared.relay.relay import START, Relay
+from shared.relay.spool import Spool
 from shared.signing import sign
 from tests.event_stack import free_port
 from tests.integration.relay_world import FakeApp, line, send_datagram, status, until
@@ -220,10 +223,10 @@ async def test_what_was_heard_last_is_forwarded_before_it_stops(app: FakeApp, tm
 async def test_equal_gap_marks_keep_their_distance(tmp_path: Path) -> None:
     sent: list[str] = []
 
-    async def take(batch: forwarder.Batch) -> int:
+    async def take(batch: forwarder.Batch) -> forwarder.Answer:
         sent.extend(notice.why for notice in batch.notices)  # type: ignore[union-attr]
         arrived.set()
-        return 0
+        return forwarder.Answer()
 
     arrived = asyncio.Event()
     async with Relay([], tmp_path, take, hold=0.3) as relay:
@@ -238,10 +241,72 @@ async def test_equal_gap_marks_keep_their_distance(tmp_path: Path) -> None:
         assert asyncio.get_running_loop().time() - begin > 0.2
 
 
+async def test_marks_that_keep_coming_are_ever_further_apart(tmp_path: Path) -> None:
+    async def take(_: forwarder.Batch) -> forwarder.Answer:
+        return forwarder.Answer()
+
+    one = forwarder.Forwarder(Spool(tmp_path), take, Counters())
+    gap, other = GapNotice("again"), GapNotice("once")
+    lengths = []
+    for _ in range(8):
+        one._hold_back(gap)
+        lengths.append(one._held[gap].seconds)
+    one._hold_back(other)
+    assert lengths == [10, 20, 40, 80, 160, 320, 600, 600]
+    assert one._held[other].seconds == 10
+    assert one._waiting_gaps() == {gap, other}
+
+
+async def test_a_vault_that_the_app_knows_nothing_of_is_told(app: FakeApp, tmp_path: Path) -> None:
+    counts = {"accepted": 0, "ignored": 1, "duplicate": 0, "invalid": 0}
+    app.always = lambda _: web.json_response(counts, status=202)
+    async with relaying(app, tmp_path) as relay:
+        await until(lambda: relay.counters.forwarded == 1)
+        told = relay.health()
+        assert (told["status"], "check --vault" in told["checks"]["vault"]) == ("error", True), told
+        hear(relay, "a")
+        await until(lambda: relay.counters.forwarded == 2)
+        assert relay.health()["status"] == "error"
+        app.always = None
+        relay.gap("another reason")
+        await app.until(lambda: "another reason" in app.gaps)
+        await until(lambda: relay.health()["status"] == "ok")
+        # A path that no sync covers says nothing of the vault.
+        app.always = lambda _: web.json_response(counts, status=202)
+        hear(relay, "b")
+        await until(lambda: relay.counters.forwarded == 4)
+        assert relay.health()["status"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("detail", "told"),
+    [("X-Vaultferry-Timestamp is 900 seconds old", "the app answers 401: X-Vaultferry-Timestamp is 900 seconds old"),
+     ("two\nlines", "the app answers 401: check VAULTFERRY_API_KEY"), (3, "the app answers 401: check VAULTFERRY_API_KEY")],
+)  # fmt: skip
+async def test_what_the_app_says_of_its_refusal_is_told(
+    app: FakeApp, tmp_path: Path, detail: object, told: str
+) -> None:
+    app.always = lambda _: web.json_response({"title": "Unauthorized", "detail": detail}, status=401)
+    async with relaying(app, tmp_path) as relay:
+        await until(lambda: relay.counters.forward_failures > 0)
+        assert relay.health()["checks"]["forwarding"].startswith(told)
+
+
+def test_a_secret_that_the_app_would_not_take_is_refused() -> None:
+    def options(secret: str) -> process.Options:
+        env = {"VAULTFERRY_AUDIT_SECRET": secret}
+        return process.read_options(["tcp://127.0.0.1:1269"], "https://x/audit", "spool", None, None, env)
+
+    assert options("x" * 16).secret == "x" * 16
+    for short in ("short", "short, and then the older one"):
+        with pytest.raises(ConfigError, match="VAULTFERRY_AUDIT_SECRET is too short"):
+            options(short)
+
+
 @pytest.mark.parametrize(
     "url",
     ["http://example.com/audit", "http://10.0.0.1/audit", "ftp://x/audit", "example.com", "https://", "https://u:p@x/audit",
-     "https://x:port/audit", "https://x/audit#here", "http://localhost.example.com/audit"],
+     "https://x:port/audit", "https://x/audit#here", "http://localhost.example.com/audit", "https://x", "https://x/"],
 )  # fmt: skip
 def test_nothing_is_sent_in_the_clear_over_a_network(url: str) -> None:
     with pytest.raises(ConfigError, match="--forward"):

@@ -22,12 +22,13 @@ from typing import Any
 import aiohttp
 import pytest
 
+from shared.audit import MAX_VALUES
 from shared.errors import ConfigError
 from shared.relay import listeners
 from shared.relay import relay as relay_module
 from shared.relay.addresses import Address, parse_http, parse_listen
 from shared.relay.coalescing import Coalescing
-from shared.relay.forwarder import Batch
+from shared.relay.forwarder import Answer, Batch
 from shared.relay.listeners import CONNECTION, CUT, KERNEL, TOO_LONG, StreamListener, kernel_drops
 from shared.relay.relay import JSONX, OVERFLOW, PATH_TOO_LONG, START, UNREADABLE, Bounds, Relay
 from shared.relay.status import serve_status
@@ -45,10 +46,10 @@ class Heard:
         self.open = asyncio.Event()
         self.open.set()
 
-    async def __call__(self, batch: Batch) -> int:
+    async def __call__(self, batch: Batch) -> Answer:
         await self.open.wait()
         self.notices += batch.notices
-        return 0
+        return Answer()
 
     @property
     def paths(self) -> set[str]:
@@ -316,6 +317,31 @@ async def test_jsonx_is_told_apart(heard: Heard, tmp_path: Path) -> None:
         send_datagram(relay.addresses[0], b'<json:object name="auth"><json:string>x</json:string></json:object>\n')
         await until(lambda: JSONX in heard.gaps)
         assert relay.counters.jsonx == 1
+        assert (relay.health()["status"], relay.health()["checks"]["device"]) == ("error", JSONX)
+        send_datagram(relay.addresses[0], line("a"))
+        await until(lambda: "a" in heard.paths)
+        assert relay.health()["status"] == "ok", "somebody has put it right"
+
+
+async def test_a_line_that_would_take_seconds_to_read_is_a_gap(heard: Heard, tmp_path: Path) -> None:
+    many = line("a")[:-2] + b',"x":[' + b"[]," * MAX_VALUES + b"0]}"
+    async with listening(heard, tmp_path) as relay:
+        relay.line(many)
+        await until(lambda: UNREADABLE in heard.gaps)
+        relay.line(line("b"))
+        await until(lambda: heard.paths == {"b"})
+
+
+async def test_what_can_not_be_read_is_told_once_and_counted_each_time(
+    heard: Heard, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="vaultferry.relay")
+    async with listening(heard, tmp_path) as relay:
+        for number in range(3):
+            relay.line(b"noise")
+            await until(lambda number=number: heard.gaps.count(UNREADABLE) == number + 1)  # type: ignore[misc]
+        assert relay.counters.gaps == 4, "and the start"
+    assert caplog.text.count(f"gap: {UNREADABLE}") == 1
 
 
 async def test_what_does_not_fit_into_memory_is_a_gap(heard: Heard, tmp_path: Path) -> None:

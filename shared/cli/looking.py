@@ -75,6 +75,11 @@ async def _status(session: Session, app: App, name: str | None) -> int:
     if name:
         await _details(session, app, name)
     for document in documents:
+        run = document["last_run"]
+        if run and run["error"]:
+            session.out.line(f"{document['sync_id']}: {run['error']}")
+        if run and run["status"] == "blocked":
+            session.out.line(f"`{session.command('approve ' + run['run_id'])}` carries out what waits.")
         if document["objects"]["failed"]:
             session.out.line(f"`{session.command('replay ' + document['sync_id'])}` tries again what failed.")
         if document["objects"]["conflict"]:

@@ -252,6 +252,7 @@ class Settler:
                 results.later[save.state.path] = Later(busy=True)
             else:
                 results.outcomes[save.state.path] = Outcome.FAILED
+                _log_failed(save.state, run_id, attempt)
 
     async def give_up(
         self, sync_id: str, target_id: str, paths: Sequence[str], *, run_id: str | None, attempt: int
@@ -306,6 +307,11 @@ def put_off(
     extra = {**about, "attempt": attempt}
     logger.info("%d paths are tried again in %.1f s: %s", len(failed), delay, why, extra=extra)
     return delay
+
+
+def _log_failed(state: ObjectState, run_id: str | None, attempt: int) -> None:
+    extra = {"sync": state.sync_id, "target": state.target, "path": state.path, "attempt": attempt}
+    log.warning("failed: %s", state.error, extra=extra if run_id is None else {**extra, "run": run_id})
 
 
 def log_path(work: PathWork, state: ObjectState, outcome: Outcome) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shared.engine.place import Place
+from shared.engine.tally import SILENT
 from shared.errors import AccessDenied, InvalidSecret, Unavailable
 from shared.mapping import Digester, Mapper, Naming, name_all, path_below, why_left_out
 from shared.model import Entry, ObjectState, ObjectStatus, Run, Sync, Target
@@ -98,8 +99,10 @@ class TargetView:
     cleanup: bool = True
     """Whether the old names of renamed paths may go as soon as the new ones are there."""
 
-    problem: None = None
-    """A target that can not be looked at stops its own planning."""
+    @property
+    def problem(self) -> str | None:
+        """What a person should know where nothing else of the run tells it; what stops the planning is an error."""
+        return SILENT if self.vault is None or self.silent is not None else None
 
     @property
     def row_target(self) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 from shared.model import Chunk, Outcome, Progress, Run, RunStatus
 
+SILENT = "it did not answer, so nobody knows whether it holds what it should"
+"""Of a target that was planned blindly."""
 HELD_SUFFIX = "-held"
 """Ends the id of a chunk that was recorded for approval."""
 
@@ -45,7 +47,13 @@ def summarise(run: Run, progress: Iterable[Progress], chunks: Sequence[Chunk]) -
 
 def verdict(run: Run, progress: Sequence[Progress], chunks: Sequence[Chunk]) -> tuple[RunStatus, str | None]:
     """How a run whose work is done has ended, and what a person should know about it. `run` is summarised already."""
-    errors = [f"{part.target}: {part.error}" for part in progress if part.error]
+    done = {Outcome.WRITTEN, Outcome.REPAIRED, Outcome.ADOPTED, Outcome.DELETED}
+    answered = {chunk.target for chunk in chunks if done.intersection(chunk.outcomes)}
+    errors = [
+        f"{part.target}: {part.error}"
+        for part in progress
+        if part.error and not (part.error == SILENT and part.target in answered)
+    ]
     blocked = [f"{part.target}: {part.blocked}" for part in progress if part.blocked]
     if blocked and any(chunk.held for chunk in chunks):
         why = "; ".join(blocked + errors)

@@ -365,6 +365,9 @@ def test_too_many_deletes_wait_for_an_approval_of_exactly_these(here: Here) -> N
     (run,) = here.run("sync", "--json").json["runs"]
     assert (run["status"], [held["path"] for held in run["held"]]) == ("blocked", ["s0", "s1", "s2"])
     assert len(here.read()) == 6
+    told = here.run("status").out
+    assert "apps: target: 3 of the 6 secrets" in told
+    assert f"`vaultferry approve {run['run_id']}` carries out what waits." in told
     approved = here.run("approve", run["run_id"])
     assert approved.code == 0
     assert sorted(here.read()) == ["s3", "s4", "s5"]

@@ -9,6 +9,7 @@ import pytest
 
 from shared import jobs
 from shared.engine import Engine
+from shared.engine.tally import SILENT
 from shared.errors import AccessDenied, Unavailable
 from shared.model import (
     DeletePolicy,
@@ -304,6 +305,35 @@ async def test_an_approval_that_was_interrupted_can_be_given_again(tmp_path: Pat
 
 
 # a target that is planned blindly ----------------------------------------------------------------------------------
+
+
+async def test_a_run_that_could_not_look_at_a_target_did_not_succeed(tmp_path: Path) -> None:
+    source, up, down = MemoryVault("source"), MemoryVault("up"), MemoryVault("down")
+    async with world(tmp_path, [source, up, down], one_way("up", "down", verify_targets=True)) as w:
+        source.put("a", "1")
+        assert (await w.sync()).status is RunStatus.SUCCEEDED
+        down.faults.always = Unavailable("sealed", vault="down")
+        run = await w.sync()
+        assert (run.status, run.unchanged, run.failed) == (RunStatus.PARTIAL, 2, 0)
+        assert run.error == f"down: {SILENT}"
+        assert (await w.sync(dry_run=True)).status is RunStatus.SUCCEEDED, "a plan tells it where it tells the rest"
+        down.faults.always = None
+        assert (await w.sync()).status is RunStatus.SUCCEEDED
+
+
+async def test_a_run_whose_target_answers_in_time_for_its_writes_did_succeed(tmp_path: Path) -> None:
+    source, target = MemoryVault("source"), MemoryVault("target")
+    async with world(tmp_path, [source, target], one_way(verify_targets=True)) as w:
+        source.put("a", "1")
+        await w.sync()
+        source.put("a", "2")
+        target.faults.always = Unavailable("sealed", vault="target")
+        run = await w.engine.runs.start("s", trigger="manual")
+        await w.engine.handle(w.queues.messages.pop()[1])
+        target.faults.always = None
+        await w.drain()
+        assert (await w.engine.runs.view(run.run_id)).status is RunStatus.SUCCEEDED
+        assert target.values() == {"a": {"value": "2"}}
 
 
 async def test_a_target_that_is_down_while_it_is_planned_gets_no_two_paths_on_one_name(tmp_path: Path) -> None:

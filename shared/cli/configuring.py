@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shared.cli.output import BAD, GOOD, QUIET, STRONG, UNSURE, Part, plural
+from shared.cli.progress import LINE_EVERY
 from shared.cli.session import FAILED, FINE, ConfigOption, JsonOption, LevelOption, Session, begin
 from shared.errors import ConfigError, VaultError
 
 if TYPE_CHECKING:
     from shared.config import Config
     from shared.vault import Finding, Use
+
+LONGEST_PAUSE = 30.0
+"""Seconds between two words about a vault that does not answer."""
 
 
 def register(app: typer.Typer) -> None:
@@ -150,8 +155,6 @@ def check(
 
 
 async def _check(session: Session, config: Config, names: list[str] | None) -> int:
-    import asyncio
-
     asked = list(dict.fromkeys(names or config.vaults))
     for name in asked:
         if name not in config.vaults:
@@ -160,7 +163,7 @@ async def _check(session: Session, config: Config, names: list[str] | None) -> i
             hint = closest(name, config.vaults) or f"there are: {listed(config.vaults)}"
             raise ConfigError(f"there is no vault {name!r} in the configuration ({hint})")
     wanted = [(name, resource, found) for name in asked for resource, found in uses(config, name).items()]
-    answers = await asyncio.gather(*(_ask(config, *one) for one in wanted))
+    answers = await _ask_all(session, config, wanted)
     several = {name for name in asked if len(uses(config, name)) > 1}
     findings = [
         (f"{name} ({resource})" if name in several else name, finding)
@@ -189,6 +192,22 @@ def uses(config: Config, vault_id: str) -> dict[str, list[Use]]:
                 carries = bool(target.metadata.carry)
                 of_resource[Use(target.prefix, write=True, delete=sync.delete.propagate, metadata=carries)] = None
     return {resource: list(found) for resource, found in wanted.items() if found} or {"secrets": []}
+
+
+async def _ask_all(session: Session, config: Config, wanted: list[tuple[str, str, list[Use]]]) -> list[list[Finding]]:
+    """What `_ask` finds, side by side; and meanwhile, which vaults have not answered yet."""
+    import asyncio
+
+    tasks = {asyncio.create_task(_ask(config, *one)): one[0] for one in wanted}
+    begun, pause = time.monotonic(), LINE_EVERY
+    pending = set(tasks)
+    while pending:
+        _, pending = await asyncio.wait(pending, timeout=pause)
+        if pending:
+            silent = ", ".join(dict.fromkeys(name for task, name in tasks.items() if task in pending))
+            session.out.note((f"waiting for {silent}, {time.monotonic() - begun:.0f} s", QUIET))
+            pause = min(2 * pause, LONGEST_PAUSE)
+    return [task.result() for task in tasks]
 
 
 async def _ask(config: Config, name: str, resource: str, wanted: list[Use]) -> list[Finding]:

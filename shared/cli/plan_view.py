@@ -98,6 +98,8 @@ def _summary(document: Mapping[str, Any]) -> str:
     counts = Counter(ChangeKind(item["change"]) for item in document["items"])
     parts = [f"{counts[kind]:,} {words}" for kind, words in WORDS.items() if counts[kind]]
     unchanged = document["unchanged"] - counts[ChangeKind.SKIP]
+    if document["error"]:
+        return f"Plan, as far as it could be made: {', '.join(parts)}." if parts else "Plan: it could not be made."
     if not parts:
         return f"Plan: nothing to do; {plural(unchanged, 'secret')} as they should be."
     return f"Plan: {', '.join(parts)}; {unchanged:,} unchanged."

@@ -82,13 +82,17 @@ class DeleteWindow:
             number_then = window["count"] + number
             held = None
             if number_then > sync.delete.min_count:
-                # Counted once a window, for it costs a look at every row.
-                if "owned" not in window:
-                    rows = sync.row_target(target_id)
-                    window["owned"] = window["count"] + await owned_by(self._store, sync.id, rows)
+                first = not _is_within(window.get("asked"), now, RUN_EVERY)
+                # Seldom counted, for it costs a look at every row: once a window, and before somebody is asked.
+                counted = "owned" in window
+                if not counted:
+                    window["owned"] = await self._owned(sync, target_id, window)
                 why = guard(sync.delete, window["owned"], number_then)
+                if why is not None and first and counted:
+                    window["owned"] = await self._owned(sync, target_id, window)
+                    why = guard(sync.delete, window["owned"], number_then)
                 if why is not None:
-                    held = Held(why, first=not _is_within(window.get("asked"), now, RUN_EVERY))
+                    held = Held(why, first)
             if held is None:
                 window["count"] = number_then
             elif held.first:
@@ -98,6 +102,10 @@ class DeleteWindow:
             if await self._save(control, target_id, window, now):
                 return held or Reserved(sync, target_id, window["since"])
         raise _keeps_changing(sync)
+
+    async def _owned(self, sync: Sync, target_id: str, window: Mapping[str, Any]) -> int:
+        """How many secrets there were before the window's deletes."""
+        return int(window["count"]) + await owned_by(self._store, sync.id, sync.row_target(target_id))
 
     async def give_back(self, reserved: Reserved, number: int) -> None:
         """So many of them were not deleted."""

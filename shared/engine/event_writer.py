@@ -284,10 +284,12 @@ class EventWriter:
             return
         reserved = await self._window.reserve(work.sync, work.target.id, len(delete))
         if isinstance(reserved, Held):
+            more = f" and {len(delete) - 1:,} more" if len(delete) > 1 else ""
+            why = f"{delete[0][0].path!r}{more} would be deleted: {reserved.why}"
             if reserved.first:
-                came.plan = reserved.why
+                came.plan = why
             else:
-                came.held = reserved.why
+                came.held = why
             return
 
         async def one(each: Claimed) -> Settled | Later:

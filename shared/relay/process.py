@@ -107,10 +107,10 @@ class JsonLines(logging.Formatter):
         moment = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds")
         return json.dumps(
             {
-                "timestamp": moment.replace("+00:00", "Z"),
+                "time": moment.replace("+00:00", "Z"),
                 "level": record.levelname.lower(),
                 "logger": record.name,
-                "event": record.getMessage().partition("\n")[0],
+                "message": record.getMessage().partition("\n")[0],
             }
         )
 

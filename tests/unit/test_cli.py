@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 from shared.app import App
 from shared.build_info import build_info
 from shared.cli import app as commands
+from shared.cli import configuring, output, plan_view
 from shared.cli.looking import moment
 from shared.cli.output import printable
 from shared.config import load
@@ -379,6 +381,42 @@ def test_allow_deletes_needs_no_approval(here: Here) -> None:
     here.drop("apps/s0", "apps/s1", "apps/s2")
     assert here.run("sync", "--allow-deletes").code == 0
     assert sorted(here.read()) == ["s3", "s4", "s5"]
+
+
+def test_a_check_says_which_vault_it_is_waiting_for(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask, told = configuring._ask, asyncio.Event()
+    note = output.Output.note
+
+    async def slow(config: Any, name: str, *more: Any) -> Any:
+        if name == "target":
+            await told.wait()
+        return await ask(config, name, *more)
+
+    def noted(self: output.Output, *parts: Any) -> None:
+        note(self, *parts)
+        told.set()
+
+    monkeypatch.setattr(configuring, "LINE_EVERY", 0.01)
+    monkeypatch.setattr(configuring, "_ask", slow)
+    monkeypatch.setattr(output.Output, "note", noted)
+    checked = here.run("check")
+    assert (checked.code, "All is well." in checked.out) == (0, True)
+    assert checked.err.startswith("waiting for target, 0 s\n")
+
+
+@pytest.mark.parametrize(
+    ("items", "error", "told"),
+    [
+        ([], None, "Plan: nothing to do; 3 secrets as they should be."),
+        ([{"change": "create"}], None, "Plan: 1 to create; 3 unchanged."),
+        ([], "target: the token is refused", "Plan: it could not be made."),
+        ([{"change": "create"}], "target: the token is refused", "Plan, as far as it could be made: 1 to create."),
+    ],
+)
+def test_a_plan_that_could_not_be_made_does_not_say_that_all_is_well(
+    items: list[Any], error: str | None, told: str
+) -> None:
+    assert plan_view._summary({"items": items, "unchanged": 3, "error": error}) == told
 
 
 def test_a_blocked_run_can_be_cancelled(here: Here) -> None:

@@ -234,6 +234,27 @@ async def test_deletes_beyond_the_guard_go_to_a_plan_which_counts_them_together(
         assert len(target.values()) == 14
 
 
+async def test_what_was_carried_since_the_window_began_counts_before_somebody_is_asked(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way(delete=DeletePolicy(propagate=True, min_count=0))) as w:
+        source.put("a", "1")
+        source.put("b", "1")
+        source.put("c", "1")
+        source.put("d", "1")
+        await told(w, *"abcd")
+        source.remove("a")
+        await told(w, "a")
+        # Four were counted; and then there are many more.
+        names = [f"new/{number}" for number in range(20)]
+        for name in names:
+            source.put(name, "1")
+        await told(w, *names)
+        source.remove("b")
+        await told(w, "b")
+        assert await runs(w) == []
+        assert "b" not in target.values()
+
+
 async def test_a_new_window_counts_anew_and_keeps_no_old_ones(tmp_path: Path) -> None:
     source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
     async with world(tmp_path, [source, target], one_way(delete=PROPAGATE)) as w:

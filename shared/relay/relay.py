@@ -19,7 +19,7 @@ from shared.notices import GapNotice
 from shared.relay.addresses import Address
 from shared.relay.counters import Counters
 from shared.relay.forwarder import HOLD, Forward, Forwarder
-from shared.relay.listeners import Listener, listener
+from shared.relay.listeners import Listener, StreamListener, listener
 from shared.relay.pending import MAX_BYTES, MAX_PATHS, Pending
 from shared.relay.spool import MAX_ROWS, Spool
 
@@ -251,6 +251,11 @@ class Relay:
     def waiting(self) -> int:
         """Records that are not forwarded yet."""
         return len(self._pending) + self.spool.rows
+
+    @property
+    def open_connections(self) -> int:
+        """How many streams are connected."""
+        return sum(len(each.connections) for each in self._listeners if isinstance(each, StreamListener))
 
     async def lag(self) -> float:
         """Seconds that the oldest of what waits has waited; 0 when nothing does."""

@@ -42,6 +42,7 @@ async def as_prometheus(relay: Relay) -> str:
         value = getattr(relay.counters, each.name)
         lines += [f"# HELP {name} {HELP[each.name]}", f"# TYPE {name} counter", f"{name} {value}"]
     now = {
+        "open_connections": ("Vaults that are connected, over TCP or a unix socket.", relay.open_connections),
         "waiting": ("Records that are not forwarded yet.", relay.waiting),
         "lag_seconds": ("How long the oldest of them has waited.", round(await relay.lag(), 3)),
     }

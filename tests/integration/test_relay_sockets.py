@@ -31,7 +31,7 @@ from shared.relay.coalescing import Coalescing
 from shared.relay.forwarder import Answer, Batch
 from shared.relay.listeners import CONNECTION, CUT, KERNEL, TOO_LONG, StreamListener, kernel_drops
 from shared.relay.relay import JSONX, OVERFLOW, PATH_TOO_LONG, START, UNREADABLE, Bounds, Relay
-from shared.relay.status import serve_status
+from shared.relay.status import as_prometheus, serve_status
 from tests.event_stack import free_port
 from tests.integration.relay_world import ROOT, FakeApp, connected, line, process, send_datagram, until
 
@@ -453,6 +453,15 @@ async def test_health_and_metrics(heard: Heard, tmp_path: Path) -> None:
     assert values["vaultferry_relay_forwarded_total"] == "3"
     assert values["vaultferry_relay_waiting"] == "0"
     assert values["vaultferry_relay_lag_seconds"] == "0.0"
+
+
+async def test_a_vault_that_is_not_connected_any_more_is_told(heard: Heard, tmp_path: Path, short: Path) -> None:
+    async with listening(heard, tmp_path, "tcp://127.0.0.1:0", f"unix://{short}/s", "udp://127.0.0.1:0") as relay:
+        assert relay.open_connections == 0
+        async with connected(relay.addresses[0]), connected(relay.addresses[1]):
+            await until(lambda: relay.open_connections == 2)
+            assert "vaultferry_relay_open_connections 2\n" in await as_prometheus(relay)
+        await until(lambda: relay.open_connections == 0)
 
 
 @pytest.mark.parametrize(

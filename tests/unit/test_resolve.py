@@ -389,9 +389,15 @@ async def test_a_decision_whose_run_was_never_begun_is_carried_out_when_told_aga
     assert await runs(w) == [run]
 
 
-async def test_a_recovery_that_waits_is_not_forgotten(w: World) -> None:
+async def test_a_recovery_that_waits_is_done_by_the_full_run_that_follows_a_decision(w: World) -> None:
     await contest(w, source="v1", east="v2")
-    await active(w, await w.engine.runs.start("s", trigger="timer"), RunStatus.RUNNING)
+    running = await active(w, await w.engine.runs.start("s", trigger="timer"), RunStatus.RUNNING)
     await w.engine.runs.recover("s")
-    await w.engine.runs.resolve("s", "db", "source")
     assert (await w.store.get_control("s")).again == RECOVERY
+    await w.engine.runs.resolve("s", "db", "source")
+    # It waits for no probe any more.
+    assert (await w.store.get_control("s")).again == "resolve"
+    await w.store.save_run(replace(running, status=RunStatus.SUCCEEDED))
+    await w.engine.runs.go_on("s", after_run=True)
+    newest = (await runs(w))[0]
+    assert (newest.trigger, newest.paths, newest.status) == ("resolve", None, RunStatus.QUEUED)

@@ -23,13 +23,16 @@ QUICK_WAIT = 2.0
 
 @contextlib.contextmanager
 def counting() -> Iterator[Counter[str]]:
-    """Count the API calls that this task, and those it starts, make: by vault id."""
+    """Count the API calls that this task, and those it starts, make: by vault id. Who counts around it counts them too."""
+    outer = _calls.get()
     counter: Counter[str] = Counter()
     token = _calls.set(counter)
     try:
         yield counter
     finally:
         _calls.reset(token)
+        if outer is not None:
+            outer.update(counter)
 
 
 class Rate:

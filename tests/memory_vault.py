@@ -24,6 +24,8 @@ class Kept:
     enabled: bool = True
     owner: str | None = None
     updated_at: datetime | None = None
+    made: int = 0
+    """As a KV v2's time of creation, it tells version 1 of a key from that of one that was wiped and written anew."""
 
 
 Hook = Callable[[str, str, str], Awaitable[None]]
@@ -81,7 +83,7 @@ class MemoryVault(Vault):
 
     def put(self, name: str, fields: Fields | str) -> None:
         value = {"value": fields} if isinstance(fields, str) else dict(fields)
-        self.kept[name] = Kept(value, self._next(name), updated_at=self._stamp())
+        self.kept[name] = Kept(value, self._next(name), updated_at=self._stamp(), made=self._revision)
 
     def _next(self, name: str) -> int:
         """The version of the next write. Without tombstones, no two secrets that ever had a name share one."""
@@ -138,7 +140,7 @@ class MemoryVault(Vault):
         tells = cost is FingerprintCost.LISTED or (cost is FingerprintCost.PER_SECRET and not listed)
         return Entry(
             name,
-            fingerprint=f"v{kept.version}-{kept.live}-{kept.owner}" if tells else None,
+            fingerprint=f"v{kept.version}@{kept.made}-{kept.live}-{kept.owner}" if tells else None,
             version=str(kept.version) if self._capabilities.compare_and_set else None,
             updated_at=kept.updated_at,
             live=kept.live if tells else True,
@@ -187,7 +189,7 @@ class MemoryVault(Vault):
             if expect is not Expect.ANY and expect != have:
                 raise Conflict(f"expected {expect}, found {have}", vault=self.id, path=name)
             mark = owner if self._capabilities.tags else None
-            new = Kept(dict(secret.fields), self._next(name), owner=mark, updated_at=self._stamp())
+            new = Kept(dict(secret.fields), self._next(name), owner=mark, updated_at=self._stamp(), made=self._revision)
             self.kept[name] = new
             self.writes.append((name, dict(secret.fields)))
             return self._entry(name, new)

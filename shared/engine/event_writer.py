@@ -33,6 +33,7 @@ from shared.jobs import EventJob
 from shared.mapping import is_shared_name, why_left_out
 from shared.model import ObjectState, ObjectStatus, Op, Outcome, Part, Secret, Sync
 from shared.notices import is_known, merged
+from shared.pacing import counting
 
 log = logging.getLogger("vaultferry.events")
 
@@ -226,10 +227,11 @@ class EventWriter:
         if (down := came.unread.error or came.outage.error) is not None:
             return down
         begun = came.unread.begin()
-        result = await self._ask(work, job, state)
+        with counting() as calls:
+            result = await self._ask(work, job, state)
         if isinstance(result, VaultError) and result.transient:
             came.unread.failed(begun, result)
-        else:
+        elif calls[work.source.id]:
             came.unread.answered()
         return result
 

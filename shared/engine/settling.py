@@ -18,6 +18,7 @@ from shared.history import Save
 from shared.mapping import Mapper
 from shared.metadata import why_not
 from shared.model import Action, Event, ObjectState, ObjectStatus, Op, Outcome, Part, RetryPolicy, Sync, Target
+from shared.pacing import counting
 
 log = logging.getLogger("vaultferry.writer")
 
@@ -126,11 +127,13 @@ class Settler:
             if results.outage.error is not None:
                 return Later(error=results.outage.error)
             begun = results.outage.begin()
-            result = await one(each)
-            if isinstance(result, Settled):
+            with counting() as calls:
+                result = await one(each)
+            if isinstance(result, Later):
+                if result.error is not None:
+                    results.outage.failed(begun, result.error)
+            elif calls[work.vault.id]:
                 results.outage.answered()
-            elif result.error is not None:
-                results.outage.failed(begun, result.error)
             return result
 
         if not claimed:

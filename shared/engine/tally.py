@@ -52,7 +52,7 @@ def verdict(run: Run, progress: Sequence[Progress], chunks: Sequence[Chunk]) -> 
     errors = [
         f"{part.target}: {part.error}"
         for part in progress
-        if part.error and not (part.error == SILENT and part.target in answered)
+        if part.error and not (part.error == SILENT and part.target in answered and not part.unchanged)
     ]
     blocked = [f"{part.target}: {part.blocked}" for part in progress if part.blocked]
     if blocked and any(chunk.held for chunk in chunks):

@@ -88,6 +88,8 @@ class Forwarder:
         self._held: dict[GapNotice, _Held] = {}
         self._unwanted: dict[GapNotice, float] = {}
         """Until when marks wait that were refused, by the loop's clock."""
+        self._looked = 0.0
+        """When it was last asked which marks wait."""
         self._wake = asyncio.Event()
         self._stopping = asyncio.Event()
         self._failures = 0
@@ -131,10 +133,10 @@ class Forwarder:
             await self._something_new()
 
     async def _something_new(self) -> None:
-        now = asyncio.get_running_loop().time()
         times = (*(held.until for held in self._held.values()), *self._unwanted.values())
-        soonest = min((until for until in times if until > now), default=None)
-        wait = None if soonest is None else soonest - now
+        # Also what came due since the spool was looked into: it was passed over then.
+        soonest = min((until for until in times if until > self._looked), default=None)
+        wait = None if soonest is None else max(0.0, soonest - asyncio.get_running_loop().time())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(wait):
                 await self._wake.wait()
@@ -143,7 +145,7 @@ class Forwarder:
         """The marks that are held back for now."""
         if self._stopping.is_set():
             return set(self._unwanted)
-        now = asyncio.get_running_loop().time()
+        self._looked = now = asyncio.get_running_loop().time()
         self._held = {gap: held for gap, held in self._held.items() if held.forgotten > now}
         self._unwanted = {gap: until for gap, until in self._unwanted.items() if until > now}
         return {*(gap for gap, held in self._held.items() if held.until > now), *self._unwanted}
@@ -178,10 +180,11 @@ class Forwarder:
         gaps = [row.notice for row in rows if isinstance(row.notice, GapNotice)]
         for gap in gaps:
             self._hold_back(gap)
-        if gaps:
-            if not answer.heeded and not self.unheeded:
-                log.error("the other side has no sync that reads this Vault: check --vault, and its configuration")
-            self.unheeded = not answer.heeded
+        if answer.heeded:
+            self.unheeded = False
+        elif gaps and not self.unheeded:
+            log.error("the other side has no sync that reads this Vault: check --vault, and its configuration")
+            self.unheeded = True
         self._counters.forwarded += len(rows)
         if answer.unread and len(gaps) < len(rows):
             self._counters.refused += answer.unread

@@ -257,6 +257,24 @@ async def test_marks_that_keep_coming_are_ever_further_apart(tmp_path: Path) -> 
     assert one._waiting_gaps() == {gap, other}
 
 
+async def test_a_mark_that_comes_due_while_the_spool_is_looked_into_is_not_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def take(_: forwarder.Batch) -> forwarder.Answer:
+        return forwarder.Answer()
+
+    loop = asyncio.get_running_loop()
+    real, ahead = loop.time, 0.0
+    monkeypatch.setattr(loop, "time", lambda: real() + ahead)
+    one, gap = forwarder.Forwarder(Spool(tmp_path), take, Counters()), GapNotice("again")
+    one._hold_back(gap)
+    assert one._waiting_gaps() == {gap}
+    ahead = forwarder.HOLD + 1
+    async with asyncio.timeout(5):
+        await one._something_new()
+    assert one._waiting_gaps() == set()
+
+
 async def test_a_vault_that_the_app_knows_nothing_of_is_told(app: FakeApp, tmp_path: Path) -> None:
     counts = {"accepted": 0, "ignored": 1, "duplicate": 0, "invalid": 0}
     app.always = lambda _: web.json_response(counts, status=202)
@@ -268,8 +286,7 @@ async def test_a_vault_that_the_app_knows_nothing_of_is_told(app: FakeApp, tmp_p
         await until(lambda: relay.counters.forwarded == 2)
         assert relay.health()["status"] == "error"
         app.always = None
-        relay.gap("another reason")
-        await app.until(lambda: "another reason" in app.gaps)
+        hear(relay, "of a sync that is there now")
         await until(lambda: relay.health()["status"] == "ok")
         # A path that no sync covers says nothing of the vault.
         app.always = lambda _: web.json_response(counts, status=202)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from pathlib import Path
 
@@ -319,6 +320,23 @@ async def test_a_run_that_could_not_look_at_a_target_did_not_succeed(tmp_path: P
         assert (await w.sync(dry_run=True)).status is RunStatus.SUCCEEDED, "a plan tells it where it tells the rest"
         down.faults.always = None
         assert (await w.sync()).status is RunStatus.SUCCEEDED
+
+
+async def test_a_run_that_wrote_to_a_target_and_could_not_look_at_the_rest_did_not_succeed(tmp_path: Path) -> None:
+    source, target = MemoryVault("source"), MemoryVault("target")
+    async with world(tmp_path, [source, target], one_way(verify_targets=True)) as w:
+        source.put("a", "1")
+        source.put("b", "1")
+        await w.sync()
+        source.put("a", "2")
+        target.put("b", "changed by hand")
+        target.faults.always = Unavailable("sealed", vault="target")
+        run = await w.engine.runs.start("s", trigger="manual")
+        await w.engine.handle(w.queues.messages.pop()[1])
+        target.faults.always = None
+        await w.drain()
+        ended = await w.engine.runs.view(run.run_id)
+        assert (ended.status, ended.written, ended.error) == (RunStatus.PARTIAL, 1, f"target: {SILENT}")
 
 
 async def test_a_run_whose_target_answers_in_time_for_its_writes_did_succeed(tmp_path: Path) -> None:
@@ -685,6 +703,30 @@ async def test_a_server_that_asks_for_time_gets_it(tmp_path: Path) -> None:
         await w.engine.handle(w.queues.messages.pop()[1])
         ((_, _, delay),) = w.queues.messages
         assert delay >= 77
+
+
+async def test_what_needs_no_answer_does_not_hide_that_a_vault_is_down(tmp_path: Path) -> None:
+    source, target = MemoryVault("source", KV2), MemoryVault("target", KV2)
+    async with world(tmp_path, [source, target], one_way()) as w:
+        names = [f"p{number:03}" for number in range(250)]
+        for name in names:
+            source.put(name, "1")
+        await w.engine.runs.start("s", trigger="manual")
+        await w.engine.handle(w.queues.messages.pop()[1])
+        for name in names[::60]:
+            source.remove(name)
+
+        async def hook(vault: str, operation: str, name: str) -> None:
+            # As a time-out: it ends after all that needs no answer.
+            for _ in range(100):
+                await asyncio.sleep(0)
+            raise Unavailable("no answer", vault="target", path=name)
+
+        target.hook = hook
+        (write,) = w.queues.messages
+        w.queues.messages.clear()
+        await w.engine.handle(write[1])
+        assert target.calls.total() <= 3 * 64, "one batch, each path with its quick tries"
 
 
 async def test_a_vault_that_is_down_is_not_asked_for_every_path(tmp_path: Path) -> None:

@@ -181,6 +181,16 @@ async def test_every_try_is_counted_for_the_task_and_those_it_starts() -> None:
     assert calls == {"hub": 2, "prod": 2}
 
 
+async def test_who_counts_inside_another_counting_takes_nothing_from_it() -> None:
+    hub = Pacer("hub", sleep=Sleeps())
+    with counting() as whole:
+        await hub.call(Server("fine"))
+        with counting() as part:
+            await hub.call(Server("fine"))
+        assert part == {"hub": 1}
+    assert whole == {"hub": 2}
+
+
 async def test_countings_side_by_side_do_not_mix() -> None:
     pacer = Pacer("hub")
 

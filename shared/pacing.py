@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from typing import TypeVar
 
-from shared.errors import Unavailable
+from shared.errors import Unavailable, VaultError
 
 T = TypeVar("T")
 
@@ -23,16 +23,13 @@ QUICK_WAIT = 2.0
 
 @contextlib.contextmanager
 def counting() -> Iterator[Counter[str]]:
-    """Count the API calls that this task, and those it starts, make: by vault id. Who counts around it counts them too."""
-    outer = _calls.get()
+    """Count the API calls that this task, and those it starts, make: by vault id."""
     counter: Counter[str] = Counter()
     token = _calls.set(counter)
     try:
         yield counter
     finally:
         _calls.reset(token)
-        if outer is not None:
-            outer.update(counter)
 
 
 class Rate:
@@ -73,6 +70,8 @@ class Pacer:
         self._write_rate = _rate(writes_per_second)
         self._sleep = sleep
         self._quiet_until = 0.0
+        self.answered = 0
+        """Calls that the server has answered, also with a no."""
 
     async def call(self, attempt: Callable[[], Awaitable[T]], *, write: bool = False) -> T:
         """Make a call; where it raises Unavailable, try a few times more, with jitter and as the server asks.
@@ -101,7 +100,12 @@ class Pacer:
             counter = _calls.get()
             if counter is not None:
                 counter[self._vault_id] += 1
-            return await attempt()
+            result = await attempt()
+            self.answered += 1
+            return result
+        except VaultError as error:
+            self.answered += not error.transient
+            raise
         finally:
             self._slots.release()
 

@@ -33,7 +33,6 @@ from shared.jobs import EventJob
 from shared.mapping import is_shared_name, why_left_out
 from shared.model import ObjectState, ObjectStatus, Op, Outcome, Part, Secret, Sync
 from shared.notices import is_known, merged
-from shared.pacing import counting
 
 log = logging.getLogger("vaultferry.events")
 
@@ -224,15 +223,13 @@ class EventWriter:
 
     async def _read(self, work: PathWork, job: EventJob, state: ObjectState, came: _Came) -> _Read:
         """What the source holds; None: it is gone by the source's own word; or what stands in the way."""
-        if (down := came.unread.error or came.outage.error) is not None:
+        pacer = work.source.pacer
+        if (down := came.unread.error(pacer) or came.outage.error(work.vault.pacer)) is not None:
             return down
-        begun = came.unread.begin()
-        with counting() as calls:
-            result = await self._ask(work, job, state)
+        begun = pacer.answered
+        result = await self._ask(work, job, state)
         if isinstance(result, VaultError) and result.transient:
-            came.unread.failed(begun, result)
-        elif calls[work.source.id]:
-            came.unread.answered()
+            came.unread.failed(pacer, begun, result)
         return result
 
     async def _ask(self, work: PathWork, job: EventJob, state: ObjectState) -> _Read:

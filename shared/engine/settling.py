@@ -18,7 +18,6 @@ from shared.history import Save
 from shared.mapping import Mapper
 from shared.metadata import why_not
 from shared.model import Action, Event, ObjectState, ObjectStatus, Op, Outcome, Part, RetryPolicy, Sync, Target
-from shared.pacing import counting
 
 log = logging.getLogger("vaultferry.writer")
 
@@ -123,17 +122,15 @@ class Settler:
     ) -> None:
         """Do `one` for each claimed path, side by side, and record all that came of it in one step."""
 
+        pacer = work.vault.pacer
+
         async def unless_hopeless(each: Claimed) -> Settled | Later:
-            if results.outage.error is not None:
-                return Later(error=results.outage.error)
-            begun = results.outage.begin()
-            with counting() as calls:
-                result = await one(each)
-            if isinstance(result, Later):
-                if result.error is not None:
-                    results.outage.failed(begun, result.error)
-            elif calls[work.vault.id]:
-                results.outage.answered()
+            if (down := results.outage.error(pacer)) is not None:
+                return Later(error=down)
+            begun = pacer.answered
+            result = await one(each)
+            if isinstance(result, Later) and result.error is not None:
+                results.outage.failed(pacer, begun, result.error)
             return result
 
         if not claimed:

@@ -199,21 +199,20 @@ class TwoWayWork:
         looks = Looks(errors=dict(self.silent))
 
         async def one(seat: Seat) -> None:
-            outage = self.outages.setdefault(seat.id, Outage())
-            if outage.error is not None:
+            outage, pacer = self.outages.setdefault(seat.id, Outage()), seat.place.vault.pacer
+            if (down := outage.error(pacer)) is not None:
                 # It is down: the others are not kept waiting for it, path after path.
-                looks.errors[seat.id] = outage.error
+                looks.errors[seat.id] = down
                 return
-            begun = outage.begin()
+            begun = pacer.answered
             try:
                 looks.names[seat.id] = name = seat.name(path)
                 found = await seat.place.look(name, tombstones=tombstones)
             except VaultError as error:
                 looks.errors[seat.id] = error
                 if error.transient:
-                    outage.failed(begun, error)
+                    outage.failed(pacer, begun, error)
                 return
-            outage.answered()
             looks.found[seat.id] = found
             if found.live and found.digest is None:
                 looks.closed.add(seat.id)

@@ -181,14 +181,16 @@ async def test_every_try_is_counted_for_the_task_and_those_it_starts() -> None:
     assert calls == {"hub": 2, "prod": 2}
 
 
-async def test_who_counts_inside_another_counting_takes_nothing_from_it() -> None:
+async def test_what_the_server_answered_is_counted_also_where_it_says_no() -> None:
     hub = Pacer("hub", sleep=Sleeps())
-    with counting() as whole:
-        await hub.call(Server("fine"))
-        with counting() as part:
-            await hub.call(Server("fine"))
-        assert part == {"hub": 1}
-    assert whole == {"hub": 2}
+    await hub.call(Server(down(), "fine"))
+    assert hub.answered == 1
+    with pytest.raises(AccessDenied):
+        await hub.call(Server(AccessDenied("403", vault="hub")))
+    assert hub.answered == 2
+    with pytest.raises(Unavailable):
+        await hub.call(Server(*[down()] * QUICK_TRIES))
+    assert hub.answered == 2
 
 
 async def test_countings_side_by_side_do_not_mix() -> None:

@@ -89,8 +89,7 @@ def _relay(relay: Relay) -> Check:
     told = relay.health()
     if told["status"] == "ok":
         return _ok()
-    named = ("spool", "forwarding", "device", "vault")
-    why = (f"{name}: {told['checks'][name]}" for name in named if told["checks"][name] != "ok")
+    why = (f"{name}: {check}" for name, check in told["checks"].items() if isinstance(check, str) and check != "ok")
     return {"status": told["status"], "detail": "; ".join(why)}
 
 

@@ -84,13 +84,9 @@ class DeleteWindow:
             if number_then > sync.delete.min_count:
                 first = not _is_within(window.get("asked"), now, RUN_EVERY)
                 # Seldom counted, for it costs a look at every row: once a window, and before somebody is asked.
-                counted = "owned" in window
-                if not counted:
-                    window["owned"] = await self._owned(sync, target_id, window)
+                if "owned" not in window or (first and guard(sync.delete, window["owned"], number_then)):
+                    window["owned"] = window["count"] + await owned_by(self._store, sync.id, sync.row_target(target_id))
                 why = guard(sync.delete, window["owned"], number_then)
-                if why is not None and first and counted:
-                    window["owned"] = await self._owned(sync, target_id, window)
-                    why = guard(sync.delete, window["owned"], number_then)
                 if why is not None:
                     held = Held(why, first)
             if held is None:
@@ -102,10 +98,6 @@ class DeleteWindow:
             if await self._save(control, target_id, window, now):
                 return held or Reserved(sync, target_id, window["since"])
         raise _keeps_changing(sync)
-
-    async def _owned(self, sync: Sync, target_id: str, window: Mapping[str, Any]) -> int:
-        """How many secrets there were before the window's deletes."""
-        return int(window["count"]) + await owned_by(self._store, sync.id, sync.row_target(target_id))
 
     async def give_back(self, reserved: Reserved, number: int) -> None:
         """So many of them were not deleted."""

@@ -31,7 +31,7 @@ from shared.errors import AccessDenied, ConfigError, InvalidSecret, SecretNotFou
 from shared.history import Save
 from shared.jobs import EventJob
 from shared.mapping import is_shared_name, why_left_out
-from shared.model import ObjectState, ObjectStatus, Op, Outcome, Part, Secret, Sync
+from shared.model import ObjectState, ObjectStatus, Op, Part, Secret, Sync
 from shared.notices import is_known, merged
 
 log = logging.getLogger("vaultferry.events")
@@ -176,8 +176,8 @@ class EventWriter:
                         came.behind.append(path)
                         continue
                     if _went_back(state, result):
-                        # While the row tells of a higher version, events of the lower ones are old news: it must not when
-                        # the source is read.
+                        # As long as the row tells of a higher version, events of lower ones are old news: it has to stop
+                        # before the source is read for good.
                         saves.append(Save(replace(state, source_version=None)))
                         came.later[path] = Later(busy=True)
                         continue
@@ -295,8 +295,7 @@ class EventWriter:
             return await work.run(Op.DELETE, each.before, each.state, cleanup=True)
 
         await self._settle(work, delete, one, came)
-        left = sum(came.outcomes.get(state.path) is not Outcome.DELETED for state, _ in delete)
-        await self._window.give_back(reserved, left)
+        await self._window.give_back(reserved, came.not_deleted(state.path for state, _ in delete))
 
     async def _settle(
         self,

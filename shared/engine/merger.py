@@ -147,15 +147,14 @@ class Merger:
 
     async def _delete(self, work: TwoWayWork, job: EventJob, came: Came, told: Mapping[str, Told]) -> None:
         sync = work.sync
-        held = await self._window.reserve(sync, sync.units[0].id, len(came.deletes))
-        if not isinstance(held, Held):
+        reserved = await self._window.reserve(sync, sync.units[0].id, len(came.deletes))
+        if not isinstance(reserved, Held):
             deletes = list(came.deletes)
             await self._settle(work, Op.DELETE, deletes, came, told)
-            left = sum(came.outcomes.get(path) is not Outcome.DELETED for path in deletes)
-            await self._window.give_back(held, left)
+            await self._window.give_back(reserved, came.not_deleted(deletes))
             return
-        log.warning("left to a run: %s", held.why, extra={"sync": sync.id, "target": job.target})
-        if held.first:
+        log.warning("left to a run: %s", reserved.why, extra={"sync": sync.id, "target": job.target})
+        if reserved.first:
             await self._runs.rerun(sync.id)
         else:
             await self._runs.recover(sync.id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
@@ -54,6 +54,10 @@ class Results:
     """What some ended with that is no vault's answer: their message is to come again, and ends in poison."""
     outage: Outage = field(default_factory=Outage)
     """The target's."""
+
+    def not_deleted(self, paths: Iterable[str]) -> int:
+        """How many of these are not gone."""
+        return sum(self.outcomes.get(path) is not Outcome.DELETED for path in paths)
 
 
 class Settler:
@@ -124,7 +128,7 @@ class Settler:
 
         pacer = work.vault.pacer
 
-        async def unless_hopeless(each: Claimed) -> Settled | Later:
+        async def unless_down(each: Claimed) -> Settled | Later:
             if (down := results.outage.error(pacer)) is not None:
                 return Later(error=down)
             begun = pacer.answered
@@ -135,7 +139,7 @@ class Settler:
 
         if not claimed:
             return
-        ended = await asyncio.gather(*(unless_hopeless(each) for each in claimed), return_exceptions=True)
+        ended = await asyncio.gather(*(unless_down(each) for each in claimed), return_exceptions=True)
         saves: list[Save] = []
         outcomes: list[Outcome | Later | None] = []
         for each, result in zip(claimed, ended, strict=True):
@@ -178,7 +182,7 @@ class Settler:
                 results.later[save.state.path] = outcome
             else:
                 results.outcomes[save.state.path] = outcome
-                log_path(work, save.state, outcome)
+                log_path(save.state, outcome, run_id=work.run_id, attempt=work.attempt)
 
     async def _doubt(self, claimed: ObjectState, ours: ObjectState) -> None:
         """Who went on does not know that we wrote behind its back: nobody is to trust its record before a look."""
@@ -252,7 +256,7 @@ class Settler:
                 results.later[save.state.path] = Later(busy=True)
             else:
                 results.outcomes[save.state.path] = Outcome.FAILED
-                _log_failed(save.state, run_id, attempt)
+                log_path(save.state, Outcome.FAILED, run_id=run_id, attempt=attempt)
 
     async def give_up(
         self, sync_id: str, target_id: str, paths: Sequence[str], *, run_id: str | None, attempt: int
@@ -309,12 +313,7 @@ def put_off(
     return delay
 
 
-def _log_failed(state: ObjectState, run_id: str | None, attempt: int) -> None:
-    extra = {"sync": state.sync_id, "target": state.target, "path": state.path, "attempt": attempt}
-    log.warning("failed: %s", state.error, extra=extra if run_id is None else {**extra, "run": run_id})
-
-
-def log_path(work: PathWork, state: ObjectState, outcome: Outcome) -> None:
+def log_path(state: ObjectState, outcome: Outcome, *, run_id: str | None, attempt: int) -> None:
     if outcome in (Outcome.FAILED, Outcome.CONFLICT):
         level, text = logging.WARNING, f"{outcome.name.lower()}: {state.error}"
     elif outcome in (Outcome.WRITTEN, Outcome.REPAIRED, Outcome.DELETED):
@@ -322,5 +321,5 @@ def log_path(work: PathWork, state: ObjectState, outcome: Outcome) -> None:
     else:
         return
     if log.isEnabledFor(level):
-        extra = {"sync": work.sync.id, "target": work.target.id, "path": state.path, "attempt": work.attempt}
-        log.log(level, "%s", text, extra=extra if work.run_id is None else {**extra, "run": work.run_id})
+        extra = {"sync": state.sync_id, "target": state.target, "path": state.path, "attempt": attempt}
+        log.log(level, "%s", text, extra=extra if run_id is None else {**extra, "run": run_id})

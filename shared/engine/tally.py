@@ -49,11 +49,11 @@ def verdict(run: Run, progress: Sequence[Progress], chunks: Sequence[Chunk]) -> 
     """How a run whose work is done has ended, and what a person should know about it. `run` is summarised already."""
     done = {Outcome.WRITTEN, Outcome.REPAIRED, Outcome.ADOPTED, Outcome.DELETED}
     answered = {chunk.target for chunk in chunks if done.intersection(chunk.outcomes)}
-    errors = [
-        f"{part.target}: {part.error}"
-        for part in progress
-        if part.error and not (part.error == SILENT and part.target in answered and not part.unchanged)
-    ]
+
+    def made_up_for(part: Progress) -> bool:
+        return part.error == SILENT and part.target in answered and not part.unchanged
+
+    errors = [f"{part.target}: {part.error}" for part in progress if part.error and not made_up_for(part)]
     blocked = [f"{part.target}: {part.blocked}" for part in progress if part.blocked]
     if blocked and any(chunk.held for chunk in chunks):
         why = "; ".join(blocked + errors)

@@ -40,6 +40,7 @@ LONGEST_HOLD = 600.0
 read in these may be what cannot be understood."""
 HOLD_REFUSED = 60.0
 REFUSED = "a record was refused"
+UNHEEDED = "no sync of the app reads this Vault: check --vault, and the app's configuration"
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,7 @@ class Forwarder:
         if answer.heeded:
             self.unheeded = False
         elif gaps and not self.unheeded:
-            log.error("the other side has no sync that reads this Vault: check --vault, and its configuration")
+            log.error(UNHEEDED)
             self.unheeded = True
         self._counters.forwarded += len(rows)
         if answer.unread and len(gaps) < len(rows):
@@ -198,8 +199,9 @@ class Forwarder:
     def _hold_back(self, gap: GapNotice) -> None:
         now = asyncio.get_running_loop().time()
         before = self._held.get(gap)
-        again = before is not None and now < before.forgotten
-        seconds = min(2 * before.seconds, LONGEST_HOLD) if before is not None and again else self._hold
+        seconds = self._hold
+        if before is not None and now < before.forgotten:
+            seconds = min(2 * before.seconds, LONGEST_HOLD)
         self._held[gap] = _Held(now + seconds, seconds)
 
     async def _give_up(self, row: Row) -> None:

@@ -158,11 +158,7 @@ async def _all(response: aiohttp.ClientResponse) -> bytes:
 
 def _counts(answer: bytes) -> Answer:
     """What `{"accepted", "ignored", "duplicate", "invalid"}` says. Raises Unavailable for another answer."""
-    try:
-        content: Any = json.loads(answer)
-    except ValueError:
-        content = None
-    counts = content if isinstance(content, dict) else {}
+    counts = _object(answer)
     accepted, duplicate, invalid = (counts.get(name) for name in ("accepted", "duplicate", "invalid"))
     if type(accepted) is not int or type(duplicate) is not int or type(invalid) is not int:
         # Somebody else's 202, a proxy's for one, is no promise.
@@ -172,12 +168,17 @@ def _counts(answer: bytes) -> Answer:
 
 def _detail(answer: bytes) -> str | None:
     """What a problem (https://www.rfc-editor.org/rfc/rfc9457) says to a person, where it is fit for a log."""
-    try:
-        problem: Any = json.loads(answer)
-    except ValueError:
-        return None
-    detail = problem.get("detail") if isinstance(problem, dict) else None
+    detail = _object(answer).get("detail")
     return detail[:300] if isinstance(detail, str) and detail.isprintable() else None
+
+
+def _object(answer: bytes) -> dict[str, Any]:
+    """The JSON object that an answer is; an empty one where it is none."""
+    try:
+        content: Any = json.loads(answer)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _seconds(retry_after: str | None) -> float | None:

@@ -18,7 +18,7 @@ from shared.errors import StoreError
 from shared.notices import GapNotice
 from shared.relay.addresses import Address
 from shared.relay.counters import Counters
-from shared.relay.forwarder import HOLD, Forward, Forwarder
+from shared.relay.forwarder import HOLD, UNHEEDED, Forward, Forwarder
 from shared.relay.listeners import Listener, StreamListener, listener
 from shared.relay.pending import MAX_BYTES, MAX_PATHS, Pending
 from shared.relay.spool import MAX_ROWS, Spool
@@ -44,7 +44,6 @@ UNREADABLE = "what was heard could not be read"
 JSONX = "the audit device has format=jsonx, which can not be read: enable it with format=json"
 OVERFLOW = "changes came faster than the disk took them"
 PATH_TOO_LONG = "a path was too long"
-UNHEEDED = "no sync of the app reads this Vault: check --vault, and the app's configuration"
 
 
 @dataclass(frozen=True, slots=True)

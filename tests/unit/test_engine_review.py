@@ -18,6 +18,7 @@ from shared.model import (
     ObjectState,
     OnExisting,
     RetryPolicy,
+    Run,
     RunStatus,
     Source,
     Target,
@@ -322,6 +323,15 @@ async def test_a_run_that_could_not_look_at_a_target_did_not_succeed(tmp_path: P
         assert (await w.sync()).status is RunStatus.SUCCEEDED
 
 
+async def planned_while_down(w: World, target: MemoryVault) -> Run:
+    """A run whose target answers again as soon as it is planned, at its end."""
+    target.faults.always = Unavailable("sealed", vault="target")
+    await planned(w)
+    target.faults.always = None
+    await w.drain()
+    return (await w.store.list_runs("s")).items[0]
+
+
 async def test_a_run_that_wrote_to_a_target_and_could_not_look_at_the_rest_did_not_succeed(tmp_path: Path) -> None:
     source, target = MemoryVault("source"), MemoryVault("target")
     async with world(tmp_path, [source, target], one_way(verify_targets=True)) as w:
@@ -330,12 +340,7 @@ async def test_a_run_that_wrote_to_a_target_and_could_not_look_at_the_rest_did_n
         await w.sync()
         source.put("a", "2")
         target.put("b", "changed by hand")
-        target.faults.always = Unavailable("sealed", vault="target")
-        run = await w.engine.runs.start("s", trigger="manual")
-        await w.engine.handle(w.queues.messages.pop()[1])
-        target.faults.always = None
-        await w.drain()
-        ended = await w.engine.runs.view(run.run_id)
+        ended = await planned_while_down(w, target)
         assert (ended.status, ended.written, ended.error) == (RunStatus.PARTIAL, 1, f"target: {SILENT}")
 
 
@@ -345,12 +350,7 @@ async def test_a_run_whose_target_answers_in_time_for_its_writes_did_succeed(tmp
         source.put("a", "1")
         await w.sync()
         source.put("a", "2")
-        target.faults.always = Unavailable("sealed", vault="target")
-        run = await w.engine.runs.start("s", trigger="manual")
-        await w.engine.handle(w.queues.messages.pop()[1])
-        target.faults.always = None
-        await w.drain()
-        assert (await w.engine.runs.view(run.run_id)).status is RunStatus.SUCCEEDED
+        assert (await planned_while_down(w, target)).status is RunStatus.SUCCEEDED
         assert target.values() == {"a": {"value": "2"}}
 
 
@@ -711,8 +711,7 @@ async def test_what_needs_no_answer_does_not_hide_that_a_vault_is_down(tmp_path:
         names = [f"p{number:03}" for number in range(250)]
         for name in names:
             source.put(name, "1")
-        await w.engine.runs.start("s", trigger="manual")
-        await w.engine.handle(w.queues.messages.pop()[1])
+        await planned(w)
         for name in names[::60]:
             source.remove(name)
 

@@ -13,7 +13,7 @@ from shared.model import DeletePolicy, ObjectState
 from shared.notices import AuditNotice
 from shared.vault import Capabilities, FingerprintCost
 from tests.memory_vault import MemoryVault
-from tests.unit.test_interleavings import GATES, Steps, schedules
+from tests.unit.test_interleavings import Steps, schedules
 from tests.world import World, one_way, world
 
 KV2 = Capabilities(FingerprintCost.PER_SECRET, compare_and_set=True)
@@ -54,12 +54,7 @@ async def explore(
             else:
                 second = await taken(w, None)
             steps = Steps()
-
-            async def hook(vault: str, operation: str, name: str, steps: Steps = steps) -> None:
-                if operation in GATES:
-                    await steps.gate()
-
-            source.hook = target.hook = hook
+            source.hook = target.hook = steps.hook
 
             async def one(w: World = w, job: str = first) -> None:
                 await w.engine.handle(job)
@@ -137,12 +132,7 @@ async def explore_look(
         async with world(place, [source, target], one_way(delete=DeletePolicy(propagate=True))) as w:
             first = await prepare(w, source)
             steps = Steps()
-
-            async def hook(vault: str, operation: str, name: str, steps: Steps = steps) -> None:
-                if operation in GATES:
-                    await steps.gate()
-
-            source.hook = target.hook = hook
+            source.hook = target.hook = steps.hook
 
             async def one(w: World = w, job: str = first) -> None:
                 await w.engine.handle(job)

@@ -279,53 +279,64 @@ def test_a_side_that_was_taken_and_does_not_answer_is_waited_for(found: list[Sid
         assert "away was taken by hand" in merged.reason
 
 
+# All in milliseconds: nothing is lost in adding them.
+HALF = SKEW // timedelta(milliseconds=2)
+OFFSETS = st.integers(-HALF, HALF)
+"""How wrong a clock is, so that two are never further apart than SKEW."""
+GRAINS = st.sampled_from([0, 1_000, 60_000])
+
+
+def _shown(at: int, offset: int, grain: int) -> tuple[datetime, timedelta]:
+    """What a vault tells of a write at `at`: its clock's time, cut to whole grains."""
+    shown = at + offset
+    shown = shown // grain * grain if grain else shown
+    return START + timedelta(milliseconds=shown), timedelta(milliseconds=grain)
+
+
 @st.composite
-def written(draw: st.DrawFn) -> tuple[list[Side], dict[str, float]]:
+def written(draw: st.DrawFn) -> tuple[list[Side], dict[str, int]]:
     """Sides that were all written at some true time, by clocks that are wrong by up to a minute between them."""
     count = draw(st.integers(1, 4))
     values = draw(st.permutations(["b", "c", "d", "e", "f"]))
-    true: dict[str, float] = {}
+    true: dict[str, int] = {}
     found: list[Side] = []
     for number, each in enumerate([SOURCE_SIDE, *(f"t{at}" for at in range(count))]):
-        at = draw(st.floats(0, 300, allow_nan=False))
-        shown = at + draw(st.floats(-SKEW.total_seconds() / 2, SKEW.total_seconds() / 2, allow_nan=False))
-        coarse = draw(st.sampled_from([0, 1, 60]))
-        shown = shown // coarse * coarse if coarse else shown
-        true[values[number]] = at
-        moment = START + timedelta(seconds=shown)
-        found.append(Side(each, values[number], None if number == 0 else "a", moment, timedelta(seconds=coarse)))
+        at = true[values[number]] = draw(st.integers(0, 300_000))
+        base = None if number == 0 else "a"
+        found.append(Side(each, values[number], base, *_shown(at, draw(OFFSETS), draw(GRAINS))))
     return found, true
 
 
 @given(written())
-def test_clocks_that_differ_by_a_minute_never_flip_a_decision(case: tuple[list[Side], dict[str, float]]) -> None:
+def test_clocks_that_differ_by_a_minute_never_flip_a_decision(case: tuple[list[Side], dict[str, int]]) -> None:
     found, true = case
     merged = merge(found[0], found[1:], ConflictPolicy.NEWEST)
     if merged.verdict is Verdict.CARRY:
         assert merged.value is not None
         assert true[merged.value] == max(true.values())
     ages = sorted(true.values())
-    coarsest = max(side.resolution for side in found if side.resolution is not None).total_seconds()
-    if ages[-1] - ages[-2] > 2 * SKEW.total_seconds() + 2 * coarsest:
+    coarsest = max(side.resolution for side in found if side.resolution is not None)
+    if timedelta(milliseconds=ages[-1] - ages[-2]) > 2 * SKEW + 2 * coarsest:
         assert merged.verdict is Verdict.CARRY, "what is far apart can be told"
 
 
-@given(written(), st.data())
+@given(written(), st.integers(0, 3_000_000), OFFSETS, GRAINS)
 def test_a_value_that_was_carried_is_as_old_as_where_it_is_the_oldest(
-    case: tuple[list[Side], dict[str, float]], data: st.DataObject
+    case: tuple[list[Side], dict[str, int]], later: int, offset: int, grain: int
 ) -> None:
     """One target's value was carried to the source, later: when that was says nothing."""
     found, true = case
     assume(len(found) >= 3)
     first = found[1]
-    later = data.draw(st.floats(0, 3_000, allow_nan=False))
-    assert first.changed_at is not None
-    source = replace(found[0], value=first.value, changed_at=first.changed_at + timedelta(seconds=later))
+    assert first.value is not None
+    moment, coarse = _shown(true[first.value] + later, offset, grain)
+    source = replace(found[0], value=first.value, changed_at=moment, resolution=coarse)
     agreed = replace(first, base=first.value)
     merged = merge(source, [agreed, *found[2:]], ConflictPolicy.NEWEST)
     if merged.verdict is Verdict.CARRY:
         mine = {value: moment for value, moment in true.items() if value != found[0].value}
-        assert merged.value == max(mine, key=lambda value: mine[value])
+        assert merged.value is not None
+        assert mine[merged.value] == max(mine.values())
 
 
 def test_what_a_target_missed_does_not_make_a_value_old() -> None:

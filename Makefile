@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check servers azurite test-real bench constraints build-info docs reference newcomer fmt clean
+.PHONY: help install demo test check servers azurite test-real bench fuzz constraints build-info docs reference newcomer fmt clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,9 @@ azurite: install ## the real Azurite, until Ctrl-C: the storage account of local
 
 test-real: install ## contract, integration and end-to-end suites against the real servers
 	@$(BIN)/python -m pytest -m real
+
+fuzz: install ## the property tests on examples that nobody has tried yet, ten times as many
+	@$(BIN)/python -m pytest -n auto -m "hypothesis and not real" --hypothesis-profile=fuzz
 
 bench: install ## throughput against a real Vault, as a ratio to a bare loop in the same run
 	@$(BIN)/python -m benchmarks

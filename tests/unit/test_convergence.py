@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from shared.errors import AccessDenied, Unavailable
 from shared.model import DeletePolicy, Granularity, ObjectStatus, Target
 from shared.vault import Capabilities, FingerprintCost
+from tests.examples import examples
 from tests.memory_vault import MemoryVault
 from tests.world import one_way, world
 
@@ -223,9 +224,8 @@ class ConvergenceByField(Convergence):
 
 
 _settings = settings(
-    max_examples=100,
+    max_examples=examples(100),
     stateful_step_count=25,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     print_blob=True,
 )

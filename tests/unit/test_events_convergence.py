@@ -23,6 +23,7 @@ from shared.errors import Unavailable
 from shared.model import DeletePolicy, Granularity, ObjectStatus, Target
 from shared.notices import AuditNotice, GapNotice, Notice
 from shared.vault import Capabilities, FingerprintCost
+from tests.examples import examples
 from tests.memory_vault import MemoryVault
 from tests.world import one_way, world
 
@@ -226,9 +227,8 @@ class EventsByField(Events):
 
 
 _settings = settings(
-    max_examples=100,
+    max_examples=examples(100),
     stateful_step_count=30,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     print_blob=True,
 )

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from shared.errors import InvalidSecret
 from shared.fields import shape
 from shared.rules import Build, FieldRules, Form
+from tests.examples import examples
 
 CANARY = "s3cret-canary"
 
@@ -113,7 +114,7 @@ def test_what_does_not_fit_is_said_with_field_and_rule_and_no_value(
     assert caught.value.__context__ is None
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 @given(st.dictionaries(st.sampled_from(["V_A", "V_b", "V_0"]), st.text("ab '\"\\$`=#;&é", max_size=8), min_size=1))
 def test_dotenv_lines_are_read_by_a_shell_as_they_were(values: dict[str, str]) -> None:
     text = shaped(FieldRules(build=(Build("env", Form.DOTENV, ("**",)),)), dict(values))["env"]

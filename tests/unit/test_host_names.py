@@ -25,6 +25,7 @@ from shared.app import LazyApp
 from shared.config import outline
 from shared.config.models import ID
 from shared.config.schedule import normalise_schedule
+from tests.examples import examples
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = [*sorted((ROOT / "examples").glob("*.yaml")), *sorted((ROOT / "infra").rglob("vaultferry.yaml"))]
@@ -167,7 +168,7 @@ def fields() -> Iterator[st.SearchStrategy[str]]:
 
 
 @given(st.lists(ids | awkward, unique=True, min_size=2, max_size=6), st.lists(ids | awkward, unique=True, max_size=3))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40))
 def test_any_ids_give_names_that_the_host_takes(vaults: list[str], syncs: list[str]) -> None:
     source, *written = vaults
     document = {
@@ -194,7 +195,7 @@ def test_any_ids_give_names_that_the_host_takes(vaults: list[str], syncs: list[s
 
 
 @given(st.tuples(*fields()).map(" ".join) | st.text(max_size=20))
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 def test_a_schedule_that_is_taken_is_one_to_the_host(text: str) -> None:
     try:
         schedule = normalise_schedule(text)

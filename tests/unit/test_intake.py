@@ -27,6 +27,7 @@ from shared.http import Problem, Request, Response
 from shared.intake import MAX_ENTRIES, MAX_SENT, MAX_UNPACKED, MAX_VALUES
 from shared.jobs import EventJob
 from shared.signing import sign
+from tests.examples import examples
 from tests.unit.apps import Client, environment, make_app
 
 CANARY = "canary-8d21f7"
@@ -496,7 +497,7 @@ async def test_whatever_is_odd_in_an_entry_is_counted(sender: Sender) -> None:
 
 
 @given(body=_BODY, packed=st.booleans(), path=st.sampled_from(["/audit", "/events"]))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(300), suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_any_body_gets_an_answer(sender: Sender, body: bytes, packed: bool, path: str) -> None:
     raw = gzip.compress(body) if packed else body
     response = await sender.post(raw, path, content_encoding="gzip" if packed else "")
@@ -509,7 +510,7 @@ async def test_any_body_gets_an_answer(sender: Sender, body: bytes, packed: bool
 
 
 @given(body=st.text(max_size=200) | _BODY.map(lambda body: body.decode(errors="replace")))
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_any_message_of_event_grid_is_dealt_with(sender: Sender, body: str) -> None:
     await intake.event_grid(sender.app, body)
 

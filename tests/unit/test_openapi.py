@@ -27,6 +27,7 @@ from shared.http import Request, Response, Route
 from shared.notices import AuditNotice, GapNotice
 from shared.openapi import OPERATIONS, document
 from tests import http_reference, openapi
+from tests.examples import examples
 from tests.openapi import closed, operation, problems
 from tests.unit.apps import TWO_WAY, Client, contest, make_app, seed, working
 
@@ -293,7 +294,7 @@ asked = st.tuples(
 
 
 @given(st.lists(asked, min_size=10, max_size=40))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25))
 def test_whatever_is_asked_is_answered_as_described_and_nothing_breaks(requests: list[Any]) -> None:
     async def ask(folder: Path) -> None:
         async with make_app(folder) as app:

@@ -17,6 +17,7 @@ from shared.model import Granularity, NameEncoding, Source, Sync, Target
 from shared.overlaps import Ground, find_cycles, find_overlaps
 from shared.rules import FieldRules
 from shared.vault import NameRule
+from tests.examples import examples
 
 
 def sync(sync_id: str, way: str, prefix: str = "", to: str = "", **options: Any) -> Sync:
@@ -164,7 +165,7 @@ def written(of: Sync) -> dict[str, str]:
     return {mapper.name(path): of.source.prefix + path for path in PATHS if why_left_out(of, path) is None}
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(one_sync("s"), one_sync("t"))
 def test_no_two_syncs_meet_without_a_word(one: Sync, other: Sync) -> None:
     found = overlaps(one, other)

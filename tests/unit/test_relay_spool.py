@@ -16,6 +16,7 @@ from shared.audit import merge
 from shared.errors import ConfigError, StoreError
 from shared.notices import AuditNotice, GapNotice
 from shared.relay.spool import SPOOL_FULL, Spool
+from tests.examples import examples
 
 MANY = 1_000_000
 
@@ -263,7 +264,7 @@ async def test_what_it_said_was_kept_survives_a_kill(tmp_path: Path) -> None:
 versions = st.none() | st.integers(1, 9)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25), suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.lists(st.tuples(st.sampled_from("abcd"), versions), min_size=1, max_size=6), max_size=8))
 async def test_versions_are_merged_as_everywhere(spool: Spool, adds: list[list[tuple[str, int | None]]]) -> None:
     await spool.done(await spool.oldest(1000, MANY))

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 
 from shared.model import Target
 from shared.rules import Base64, Encrypt
+from tests.examples import examples
 from tests.unit.test_convergence import Convergence, Watched
 
 IDENTITY = pyrage.x25519.Identity.generate()
@@ -43,7 +44,11 @@ class ConvergenceSealedByField(ConvergenceSealed):
 
 
 _settings = settings(
-    max_examples=60, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
+    max_examples=examples(60),
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
 )
 TestConvergenceSealed = ConvergenceSealed.TestCase
 TestConvergenceSealed.settings = _settings

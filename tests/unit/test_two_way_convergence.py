@@ -29,6 +29,7 @@ from shared.mapping import Digester
 from shared.model import Action, ConflictPolicy, DeletePolicy, ObjectStatus, Source, Sync, Target
 from shared.notices import AuditNotice, Notice
 from shared.vault import Capabilities, FingerprintCost
+from tests.examples import examples
 from tests.two_way_model import SECOND, Ledger, Side
 from tests.world import Clock, world
 
@@ -413,9 +414,8 @@ class Hub(TwoWay):
 
 
 _settings = settings(
-    max_examples=30,
+    max_examples=examples(30),
     stateful_step_count=30,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     print_blob=True,
 )

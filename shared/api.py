@@ -275,7 +275,7 @@ async def make_plan(apps: Apps, request: Request) -> Response:
 def plan_json(run: Run, plan: Mapping[str, Any] | None) -> PlanReport:
     """A dry run that has ended and its plan; without items where it came to none."""
     known = run_json(run)
-    found = plan or {"planned": 0, "unchanged": 0, "failed": 0, "blocked": {}, "items": []}
+    found = plan or {"planned": 0, "unchanged": 0, "failed": 0, "blocked": {}, "unseen": {}, "items": []}
     return {
         "run_id": run.run_id,
         "sync_id": run.sync_id,
@@ -287,6 +287,7 @@ def plan_json(run: Run, plan: Mapping[str, Any] | None) -> PlanReport:
         "unchanged": found["unchanged"],
         "failed": found["failed"],
         "blocked": found["blocked"],
+        "unseen": found["unseen"],
         "items": found["items"],
     }
 

@@ -200,6 +200,12 @@ class VaultPool:
     def __init__(self, settings: Mapping[str, VaultSettings]) -> None:
         self._settings = settings
         self._opening: dict[tuple[str, str], asyncio.Task[Vault]] = {}
+        self._asked: dict[tuple[str, str], Vault] = {}
+        """All that are open or being opened."""
+
+    def silence(self, vault_id: str) -> float:
+        """Seconds for which a vault has been asked and has answered nothing; 0: nobody waits for it."""
+        return max((vault.pacer.silence() for (each, _), vault in self._asked.items() if each == vault_id), default=0.0)
 
     async def get(self, vault_id: str, resource: str = "secrets") -> Vault:
         """The vault, opened. Raises any VaultError, and ConfigError; a failure is not remembered."""
@@ -219,9 +225,11 @@ class VaultPool:
         if settings is None:
             raise ConfigError(f"there is no vault {vault_id!r} in the configuration")
         vault: Vault = vaults.kinds()[settings.kind].connect(vault_id, settings, resource)
+        self._asked[vault_id, resource] = vault
         try:
             await vault.open()
         except BaseException:
+            del self._asked[vault_id, resource]
             await vault.aclose()
             raise
         return vault

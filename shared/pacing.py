@@ -70,8 +70,14 @@ class Pacer:
         self._write_rate = _rate(writes_per_second)
         self._sleep = sleep
         self._quiet_until = 0.0
+        self._under_way = 0
+        self._heard_at = 0.0
         self.answered = 0
         """Calls that the server has answered, also with a no."""
+
+    def silence(self) -> float:
+        """Seconds for which the server has been asked and has answered nothing; 0: nobody waits for it."""
+        return asyncio.get_running_loop().time() - self._heard_at if self._under_way else 0.0
 
     async def call(self, attempt: Callable[[], Awaitable[T]], *, write: bool = False) -> T:
         """Make a call; where it raises Unavailable, try a few times more, with jitter and as the server asks.
@@ -100,6 +106,16 @@ class Pacer:
             counter = _calls.get()
             if counter is not None:
                 counter[self._vault_id] += 1
+            return await self._asked(attempt)
+        finally:
+            self._slots.release()
+
+    async def _asked(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        clock = asyncio.get_running_loop().time
+        if not self._under_way:
+            self._heard_at = clock()
+        self._under_way += 1
+        try:
             result = await attempt()
             self.answered += 1
             return result
@@ -107,7 +123,8 @@ class Pacer:
             self.answered += not error.transient
             raise
         finally:
-            self._slots.release()
+            self._under_way -= 1
+            self._heard_at = clock()
 
     def _heed(self, error: Unavailable) -> None:
         """A server that asked one call to wait a moment means them all."""

@@ -164,6 +164,8 @@ class PlanReport(Shape):
     failed: Count
     blocked: dict[str, str]
     """By target: why its deletes would wait for somebody's approval."""
+    unseen: dict[str, str]
+    """By target: why nobody could look at it. What is due by the source is planned, the rest counts as unchanged."""
     items: list[PlannedChange]
 
 
@@ -253,6 +255,7 @@ class SavedPlan(Shape):
     unchanged: Count
     failed: Count
     blocked: dict[str, str]
+    unseen: NotRequired[dict[str, str]]
     items: list[SavedChange]
 
 

@@ -49,6 +49,8 @@ def show_plan(session: Session, sync: Sync, document: Mapping[str, Any]) -> None
     if document["error"]:
         out.line(("error: ", BAD), document["error"])
     out.line((_summary(document), STRONG))
+    for target, why in document["unseen"].items():
+        out.line((f"{target}: ", UNSURE), why)
 
 
 def _show_items(session: Session, sync: Sync, items: Sequence[Mapping[str, Any]]) -> None:
@@ -100,6 +102,9 @@ def _summary(document: Mapping[str, Any]) -> str:
     unchanged = document["unchanged"] - counts[ChangeKind.SKIP]
     if document["error"]:
         return f"Plan, as far as it could be made: {', '.join(parts)}." if parts else "Plan: it could not be made."
+    if document["unseen"]:
+        known = ", ".join(parts) or "nothing to do"
+        return f"Plan, as far as can be seen: {known}."
     if not parts:
         return f"Plan: nothing to do; {plural(unchanged, 'secret')} as they should be."
     return f"Plan: {', '.join(parts)}; {unchanged:,} unchanged."

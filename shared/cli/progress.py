@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,9 +74,10 @@ class Progress(ABC):
 
     every: float
 
-    def __init__(self, out: Output, notices: Notices) -> None:
+    def __init__(self, out: Output, note: Callable[[str], str]) -> None:
+        """`note` says what a sync waits for, and nothing where it does not wait."""
         self.out = out
-        self.notices = notices
+        self.note = note
 
     def __enter__(self) -> Progress:
         return self
@@ -91,12 +92,12 @@ class Progress(ABC):
 class Bars(Progress):
     every = BAR_EVERY
 
-    def __init__(self, out: Output, notices: Notices, *, leave: bool) -> None:
+    def __init__(self, out: Output, note: Callable[[str], str], *, leave: bool) -> None:
         from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as RichProgress
         from rich.table import Column
 
-        super().__init__(out, notices)
+        super().__init__(out, note)
         self._tasks: dict[str, TaskID] = {}
         self._rich = RichProgress(
             TextColumn("{task.description}", markup=False),
@@ -121,7 +122,7 @@ class Bars(Progress):
             if run_id not in self._tasks:
                 self._tasks[run_id] = self._rich.add_task(look.run.sync_id, total=None, count="", note="")
             active = look.run.status.active
-            note = self.notices.of(look.run.sync_id) if active else ""
+            note = self.note(look.run.sync_id) if active else ""
             if active and look.stage in ("queued", "planning"):
                 note = note or "planning"
             count, done = f"{look.done:,}/{look.planned:,}", look.done
@@ -135,8 +136,8 @@ class Bars(Progress):
 class Lines(Progress):
     every = LINE_EVERY
 
-    def __init__(self, out: Output, notices: Notices) -> None:
-        super().__init__(out, notices)
+    def __init__(self, out: Output, note: Callable[[str], str]) -> None:
+        super().__init__(out, note)
         self._began = time.monotonic()
 
     def show(self, looks: Mapping[str, Look]) -> None:
@@ -146,13 +147,13 @@ class Lines(Progress):
             seconds = round(time.monotonic() - self._began)
             failed = f", {look.run.failed:,} failed" if look.run.failed else ""
             where = f"{look.stage}, " if look.stage != "running" else ""
-            note = self.notices.of(look.run.sync_id)
+            note = self.note(look.run.sync_id)
             self.out.line(
                 f"{look.run.sync_id}: {where}{look.done:,} of {plural(look.planned, 'secret')} done{failed}, {seconds} s"
                 + (f" ({note})" if note else "")
             )
 
 
-def progress(out: Output, notices: Notices, *, leave: bool) -> Progress:
+def progress(out: Output, note: Callable[[str], str], *, leave: bool) -> Progress:
     """`leave` says whether bars stay on the terminal when all is done."""
-    return Bars(out, notices, leave=leave) if out.on_terminal else Lines(out, notices)
+    return Bars(out, note, leave=leave) if out.on_terminal else Lines(out, note)

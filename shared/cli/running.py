@@ -22,6 +22,8 @@ GRACE = 3.0
 """Seconds that jobs under way may still take after Ctrl-C."""
 AGAIN = 5.0
 """Seconds until a job that broke off is tried again: somebody sits and waits."""
+SILENT_AFTER = 1.5
+"""Seconds without an answer from which a vault is named."""
 SOMEBODY_ELSE = 1.0
 """Seconds until the store is looked at again when nothing happened here: another process may have ended the run."""
 
@@ -49,9 +51,13 @@ async def carry_out(app: App, out: Output, runs: Sequence[Run], *, write: bool) 
     }
     loops = _loops(app, sorted(vaults), news)
     with Notices() as notices, _interruptible(stop, out):
+
+        def note(sync_id: str) -> str:
+            return notices.of(sync_id) or silent(app, sync_id)
+
         tasks = [loop.start() for loop in loops]
         try:
-            with progress(out, notices, leave=write) as shown:
+            with progress(out, note, leave=write) as shown:
                 await _until_ended(app, runs, tasks, news, stop, shown.show, shown.every)
         finally:
             # Side by side: none waits for another's patience.
@@ -69,6 +75,16 @@ async def look(app: App, run_id: str) -> Look:
         return Look(run, run.planned, run.planned)
     still_open = sum(chunk.outcomes.count(".") for chunk in await app.store.list_chunks(run_id) if not chunk.held)
     return Look(run, run.planned, run.planned - still_open)
+
+
+def silent(app: App, sync_id: str) -> str:
+    """Which vaults of a sync do not answer at the moment."""
+    sync = app.config.syncs.get(sync_id)
+    vaults = [] if sync is None else [sync.source.vault, *(target.vault for target in sync.targets)]
+    waits = {vault: app.vaults.silence(vault) for vault in vaults}
+    return ", ".join(
+        f"no answer from {vault} for {seconds:.0f} s" for vault, seconds in waits.items() if seconds >= SILENT_AFTER
+    )
 
 
 def _loops(app: App, vaults: Iterable[str], news: asyncio.Event) -> list[QueueLoop]:

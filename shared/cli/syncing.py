@@ -27,7 +27,7 @@ from shared.errors import ConfigError, Refused
 if TYPE_CHECKING:
     from shared.app import App
     from shared.model import Run, Sync
-    from shared.shapes import PlannedChange
+    from shared.shapes import PlanReport
 
 SyncNames = Annotated[
     list[str] | None, typer.Argument(metavar="SYNC", help="Default: all that are enabled.", show_default=False)
@@ -303,13 +303,16 @@ async def _plan(session: Session, app: App, names: list[str] | None, detailed: b
         show_plan(session, one, document)
     if place is not None:
         await _save_plan(session, app, syncs[0], ended[0], place)
-    if any(document["error"] or any(_is_trouble(item) for item in document["items"]) for document in documents):
+    if any(map(_is_in_trouble, documents)):
         return FAILED
     return CHANGES if detailed and any(document["planned"] for document in documents) else FINE
 
 
-def _is_trouble(item: PlannedChange) -> bool:
-    return item["change"] in ("fail", "conflict")
+def _is_in_trouble(plan: PlanReport) -> bool:
+    """Whether it could not be made, or not for all, or shows what can not be carried."""
+    return bool(
+        plan["error"] or plan["unseen"] or any(each["change"] in ("fail", "conflict") for each in plan["items"])
+    )
 
 
 async def _save_plan(session: Session, app: App, sync: Sync, run: Run, place: str) -> None:

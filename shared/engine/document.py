@@ -68,12 +68,15 @@ class PlanDocument:
         self._pages += 1
         await self._store.save_plan_page(self._run_id, self._pages, f'{{"items": [{", ".join(items)}]}}')
 
-    async def close(self, sync_id: str, counts: Mapping[str, int], configuration: str) -> None:
+    async def close(
+        self, sync_id: str, counts: Mapping[str, int], configuration: str, unseen: Mapping[str, str]
+    ) -> None:
         head = {
             "run_id": self._run_id,
             "sync_id": sync_id,
             "pages": self._pages,
             "blocked": self._guards,
+            "unseen": unseen,
             "configuration": configuration,
             **counts,
         }
@@ -84,11 +87,12 @@ class PlanDocument:
         await self.add_items(plan["items"])
         self._guards = plan["blocked"]
         counts = {name: plan[name] for name in COUNTED}
-        await self.close(plan["sync_id"], counts, plan["configuration"])
+        await self.close(plan["sync_id"], counts, plan["configuration"], plan.get("unseen", {}))
 
 
 async def read_plan(store: Store, run_id: str) -> dict[str, Any] | None:
-    """A finished plan: `{run_id, sync_id, planned, unchanged, failed, blocked, items: [...]}`; None while there is none."""
+    """A finished plan: `{run_id, sync_id, planned, unchanged, failed, blocked, unseen, items: [...]}`; None while there is
+    none."""
     plan = await read_whole_plan(store, run_id)
     if plan is None:
         return None
@@ -106,7 +110,7 @@ async def read_whole_plan(store: Store, run_id: str) -> dict[str, Any] | None:
         if head is None:
             if "pages" not in page:
                 return None
-            head = {"configuration": "", **page}
+            head = {"configuration": "", "unseen": {}, **page}
             continue
         number += 1
         # Pages beyond the head's count are what an interrupted planning left behind.

@@ -402,6 +402,7 @@ class Planner:
         finished = replace(progress, finished=True, slices=progress.slices + 1, calls=dict(calls), error=view.problem)
         if run.dry_run:
             await pages.add(view.target, await self._shown_deletes(view, missing), guard=why)
+            pages.unseen |= view.unseen
             await self._save(run, view.target, replace(finished, blocked=why), [])
             return
         # Names that a write job could not clean up on its way: held back with the rest, or left from an earlier run.
@@ -516,6 +517,8 @@ class _Pages:
     def __init__(self, store: Store, run: Run) -> None:
         self._document = PlanDocument(store, run.run_id)
         self.planned = self.unchanged = self.failed = 0
+        self.unseen: dict[str, str] = {}
+        """Targets that nobody could look at, and why."""
 
     async def add(self, target: Target, changes: Sequence[Change], guard: str | None = None) -> None:
         for change in changes:
@@ -526,7 +529,7 @@ class _Pages:
 
     async def close(self, sync: Sync, configuration: str) -> None:
         counts = {"planned": self.planned, "unchanged": self.unchanged, "failed": self.failed}
-        await self._document.close(sync.id, counts, configuration)
+        await self._document.close(sync.id, counts, configuration, self.unseen)
 
 
 def _chunks(

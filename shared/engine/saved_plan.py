@@ -57,6 +57,8 @@ def why_not(sync: Sync, plan: Mapping[str, Any]) -> str | None:
         return "a plan of a two-way sync can not be carried out later: its sides are looked at together, and anew"
     if plan["sync_id"] != sync.id or not plan["configuration"]:
         return f"it is no plan of sync {sync.id!r} that this version has made"
+    if plan.get("unseen"):
+        return f"{', '.join(plan['unseen'])} did not answer when it was made"
     blind = [item for item in plan["items"] if _kind(item).op is not None and item["basis"] is None]
     if not blind:
         return None

@@ -105,6 +105,11 @@ class TargetView:
         return SILENT if self.vault is None or self.silent is not None else None
 
     @property
+    def unseen(self) -> dict[str, str]:
+        """Targets that nobody could look at, and why."""
+        return {self.target.id: self.problem} if self.problem else {}
+
+    @property
     def row_target(self) -> str:
         return self.target.id
 

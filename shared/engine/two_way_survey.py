@@ -69,6 +69,11 @@ class TwoWayView:
         told = [f"{target}: {error}" for target, error in sorted(self.silent.items()) if not error.transient]
         return "; ".join(told) or None
 
+    @property
+    def unseen(self) -> dict[str, str]:
+        """Targets that nobody could look at, and why."""
+        return {target: f"left out: {error.message}" for target, error in sorted(self.silent.items())}
+
     # looking ------------------------------------------------------------------------------------------------------
 
     async def look(self) -> None:

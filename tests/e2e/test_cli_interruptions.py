@@ -183,6 +183,33 @@ async def test_waits_are_told_in_a_pipe(place: Place) -> None:
     assert place.copied() == SECRETS
 
 
+async def test_a_plan_does_not_say_that_all_is_well_where_it_could_not_look(place: Place) -> None:
+    assert (await place.run("sync")).code == 0
+    assert (await place.run("plan", "--detailed-exitcode")).code == 0
+    place.copy.faults.add(Fault("status", status=503, times=None))
+    told = await place.run("plan")
+    assert told.out.splitlines()[-2:] == [
+        "Plan, as far as can be seen: nothing to do.",
+        "copy: it did not answer, so nobody knows whether it holds what it should",
+    ]
+    assert told.code == 1
+    asked = await place.run("plan", "--json", "--detailed-exitcode")
+    assert (asked.code, list(asked.json["unseen"]), asked.json["error"]) == (1, ["copy"], None)
+    kept = await place.run("plan", "--out", "saved.plan")
+    assert "the plan is not saved: copy did not answer when it was made" in kept.err
+
+
+async def test_a_vault_that_does_not_answer_is_named_while_it_is_waited_for(place: Place) -> None:
+    place.hub.faults.add(Fault("timeout_before", times=None))
+    process = await place.start("plan")
+    assert process.stdout is not None
+    line = (await asyncio.wait_for(process.stdout.readline(), 30)).decode()
+    process.send_signal(signal.SIGINT)
+    assert line.startswith("apps: planning, ")
+    assert "(no answer from hub for 2 s)" in line
+    assert (await ended(process)).code == 130
+
+
 async def test_serve_and_sync_share_the_work_on_one_store(place: Place) -> None:
     process = await place.start("serve", "--port", "0", "--json")
     assert process.stdout is not None

@@ -416,7 +416,7 @@ def test_a_check_says_which_vault_it_is_waiting_for(here: Here, monkeypatch: pyt
 def test_a_plan_that_could_not_be_made_does_not_say_that_all_is_well(
     items: list[Any], error: str | None, told: str
 ) -> None:
-    assert plan_view._summary({"items": items, "unchanged": 3, "error": error}) == told
+    assert plan_view._summary({"items": items, "unchanged": 3, "error": error, "unseen": {}}) == told
 
 
 def test_a_blocked_run_can_be_cancelled(here: Here) -> None:

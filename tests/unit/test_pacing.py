@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import pytest
 
@@ -215,3 +216,24 @@ async def test_a_cancelled_call_frees_its_place() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert await asyncio.wait_for(pacer.call(Server("fine")), 5) == "fine"
+
+
+async def test_a_server_is_silent_from_the_last_answer_on_while_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, pacer = asyncio.get_running_loop(), Pacer("v")
+    now = loop.time()
+    first, second = loop.create_future(), loop.create_future()
+    assert pacer.silence() == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "time", lambda: now)
+        calls = [asyncio.create_task(pacer.call(partial(asyncio.shield, asked))) for asked in (first, second)]
+        await asyncio.sleep(0)
+        now += 5
+        assert pacer.silence() == 5
+        first.set_result("here")
+        assert await calls[0] == "here"
+        now += 2
+        assert pacer.silence() == 2, "the other one still waits, and the server has answered since"
+        second.set_exception(AccessDenied("no"))
+        with pytest.raises(AccessDenied):
+            await calls[1]
+    assert pacer.silence() == 0, "nobody waits"

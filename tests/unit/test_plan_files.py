@@ -89,7 +89,7 @@ def test_the_side_that_would_be_written_is_shown(capsys: pytest.CaptureFixture[s
         {**one, "path": "c", "change": "create", "side": "kv", "names": ["c-c"]},
         {**one, "path": "d", "change": "conflict", "side": None, "names": []},
     ]
-    document: dict[str, Any] = {"items": items, "error": None, "blocked": {}, "unchanged": 4}
+    document: dict[str, Any] = {"items": items, "error": None, "blocked": {}, "unseen": {}, "unchanged": 4}
 
     class Context:
         obj = None

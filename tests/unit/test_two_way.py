@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from shared.engine.document import read_plan
 from shared.errors import AccessDenied, InvalidSecret, MountNotFound, Refused, Unavailable
 from shared.mapping import Digester
 from shared.model import (
@@ -814,6 +815,9 @@ async def test_a_spoke_that_does_not_answer_holds_up_no_other_and_catches_up(
         hub["source"].remove("c")
         run = await hub.w.sync()
         assert run.status is not RunStatus.SUCCEEDED
+        plan = await read_plan(hub.w.store, (await hub.w.sync(dry_run=True)).run_id)
+        assert plan is not None
+        assert plan["unseen"] == {"two": f"left out: {error().message}"}
         for side in ("source", "one", "three"):
             assert {name: hub[side].values()[name] for name in "ab"} == {
                 "a": {"value": "new"},

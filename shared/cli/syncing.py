@@ -136,7 +136,11 @@ def replay(
         active = (await app.store.get_control(named.id)).active_run
         run = await app.engine.runs.replay(named.id, path)
         _say_if_joined(session, run, active, "its own paths come first; replay again if these still fail")
-        return await _carry_out(session, app, [run])
+        code = await _carry_out(session, app, [run])
+        if path is not None and code == FINE and not await _is_known(app, named, path):
+            why = session.command(f"plan {named.id} --explain {shlex.quote(path)}")
+            raise Refused(f"nothing was replayed: sync {named.id!r} carries no secret {path!r}; `{why}` tells why")
+        return code
 
     session.with_app(body)
 
@@ -248,6 +252,11 @@ async def _sync(session: Session, app: App, names: list[str] | None, allow_delet
         _say_if_joined(session, run, control.active_run, ignored)
         runs.append(run)
     return await _carry_out(session, app, runs)
+
+
+async def _is_known(app: App, sync: Sync, path: str) -> bool:
+    """Whether a path has a row on some target: a run leaves one of all that is there."""
+    return any([await app.store.get_objects(sync.id, target.id, [path]) for target in sync.targets])
 
 
 def _say_if_joined(session: Session, run: Run, active: str | None, but: str) -> None:

@@ -27,7 +27,7 @@ from shared.engine.probe import Prober
 from shared.engine.runs import Runs
 from shared.engine.saved_plan import SavedPlan, SavedPlans, carries_out_plan, configuration_of, what_moved
 from shared.engine.survey import SourceView, TargetView
-from shared.engine.tally import HELD_SUFFIX, SILENT
+from shared.engine.tally import HELD_SUFFIX, SILENT, troubled
 from shared.engine.two_way_survey import TwoWayView
 from shared.errors import AccessDenied, InvalidSecret, StoreError, SyncError, Unavailable, VaultError
 from shared.history import Save, Store
@@ -179,8 +179,8 @@ class Planner:
             return
         if run.dry_run:
             await pages.close(sync, configuration_of(self._in, sync))
-            told = [p for p in await self._store.list_progress(run.run_id) if p.error not in (None, SILENT)]
-            errors = [f"{p.target}: {p.error}" for p in told]
+            told = await self._store.list_progress(run.run_id)
+            errors = [troubled(part.target, part.error) for part in told if part.error and part.error != SILENT]
             status = RunStatus.FAILED if errors else RunStatus.SUCCEEDED
             ended = replace(
                 current,

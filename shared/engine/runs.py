@@ -376,4 +376,4 @@ class Runs:
 
 def _check_not_paused(control: Control) -> None:
     if control.paused:
-        raise Refused(f"sync {control.sync_id!r} is paused; resume it first")
+        raise Refused(f"sync {control.sync_id!r} is paused; `vaultferry resume {control.sync_id}` lets it run again")

@@ -45,6 +45,11 @@ def summarise(run: Run, progress: Iterable[Progress], chunks: Sequence[Chunk]) -
     )
 
 
+def troubled(target: str, error: str) -> str:
+    """A target's error, named once: where it has the name of its vault, the error begins with that already."""
+    return error if error.startswith(f"{target}:") else f"{target}: {error}"
+
+
 def verdict(run: Run, progress: Sequence[Progress], chunks: Sequence[Chunk]) -> tuple[RunStatus, str | None]:
     """How a run whose work is done has ended, and what a person should know about it. `run` is summarised already."""
     done = {Outcome.WRITTEN, Outcome.REPAIRED, Outcome.ADOPTED, Outcome.DELETED}
@@ -53,7 +58,7 @@ def verdict(run: Run, progress: Sequence[Progress], chunks: Sequence[Chunk]) -> 
     def made_up_for(part: Progress) -> bool:
         return part.error == SILENT and part.target in answered and not part.unchanged
 
-    errors = [f"{part.target}: {part.error}" for part in progress if part.error and not made_up_for(part)]
+    errors = [troubled(part.target, part.error) for part in progress if part.error and not made_up_for(part)]
     blocked = [f"{part.target}: {part.blocked}" for part in progress if part.blocked]
     if blocked and any(chunk.held for chunk in chunks):
         why = "; ".join(blocked + errors)

@@ -126,7 +126,7 @@ async def test_what_is_not_in_conflict_and_what_there_is_not_are_told_apart(clie
     await client.json("GET", "/syncs/nowhere/conflicts", 404)
     await client.json("POST", f"{SYNC}/pause")
     told = await client.json("POST", f"{SYNC}/resolve", 409, body={"path": "db", "take": "source"})
-    assert "resume it first" in told["detail"]
+    assert "is paused" in told["detail"]
 
 
 async def test_the_history_tells_what_a_conflict_was_about(client: Client) -> None:

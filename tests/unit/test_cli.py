@@ -428,6 +428,17 @@ def test_a_blocked_run_can_be_cancelled(here: Here) -> None:
     assert here.run("approve", run["run_id"]).code == 1
 
 
+def test_a_replay_of_what_the_sync_does_not_carry_says_so(here: Here) -> None:
+    here.put(TWO)
+    assert here.run("replay", "apps", "--path", "db").code == 0, "whatever its state, and it need not be known before"
+    odd = here.run("replay", "apps", "--path", "no pe")
+    assert (odd.code, odd.err) == (
+        1,
+        "error: nothing was replayed: sync 'apps' carries no secret 'no pe'; "
+        "`vaultferry plan apps --explain 'no pe'` tells why\n",
+    )
+
+
 def test_a_paused_sync_is_left_out_and_refused_when_named(here: Here) -> None:
     here.put(TWO)
     assert here.run("pause", "apps").code == 0
@@ -435,7 +446,7 @@ def test_a_paused_sync_is_left_out_and_refused_when_named(here: Here) -> None:
     assert (left_out.code, left_out.json) == (0, {"runs": []})
     assert "`vaultferry resume apps`" in left_out.err
     named = here.run("sync", "apps")
-    assert (named.code, named.err) == (1, "error: sync 'apps' is paused; resume it first\n")
+    assert (named.code, named.err) == (1, "error: sync 'apps' is paused; `vaultferry resume apps` lets it run again\n")
     assert here.run("resume", "apps", "--json").json == {"sync_id": "apps", "paused": False}
     assert here.run("sync").code == 0
 

@@ -337,7 +337,7 @@ def test_a_paused_sync_takes_no_decision(here: Here) -> None:
     here.run("sync", "apps")
     here.run("pause", "apps")
     refused = here.run("resolve", "apps", "db", "--take", "source")
-    assert (refused.code, "resume it first" in refused.err) == (1, True)
+    assert (refused.code, "is paused" in refused.err) == (1, True)
 
 
 # --- afterwards ---------------------------------------------------------------------------------------------------

@@ -304,7 +304,7 @@ async def test_a_one_way_sync_says_what_to_do_there(w: World) -> None:
 async def test_neither_a_paused_nor_a_disabled_sync_takes_decisions(w: World) -> None:
     await contest(w, source="v1", east="v2")
     await w.engine.runs.pause("s", True)
-    with pytest.raises(Refused, match="paused; resume it first"):
+    with pytest.raises(Refused, match="is paused"):
         await w.engine.runs.resolve("s", "db", "source")
     assert await decisions(w) == {None}
     with pytest.raises(Refused, match="disabled"):

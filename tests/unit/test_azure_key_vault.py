@@ -409,6 +409,17 @@ async def test_a_changed_property_in_the_second_of_our_write_changes_the_fingerp
     assert (await listed(vault))["db"].fingerprint not in (None, ours.fingerprint)
 
 
+async def test_a_value_is_as_old_as_its_version_whatever_is_set_on_it_later(
+    server: KeyVaultServer, vault: KeyVault
+) -> None:
+    server.secrets.set("db", {"value": "1"})
+    server.clock.advance(3600)
+    server.secrets.update("db", "", {"tags": {"team": "shop"}})
+    for entry in (await vault.describe_secret("db"), (await listed(vault))["db"], (await vault.get_secret("db")).entry):
+        assert entry is not None
+        assert entry.updated_at == datetime.fromtimestamp(NOON, UTC)
+
+
 async def test_a_mark_that_is_not_quite_ours_settles_nothing(server: KeyVaultServer, vault: KeyVault) -> None:
     server.put("db", "one", tags={"vaultferry": "by hand"})
     entry = (await listed(vault))["db"]

@@ -411,7 +411,8 @@ def _entry(properties: SecretProperties, now: datetime | None) -> Entry:
         fingerprint=hashlib.sha256(canonical_json(shown).encode()).hexdigest()[:32] if settled else None,
         # A listing has none.
         version=properties.version,
-        updated_at=updated,
+        # Of this version: tags and dates that are set on it later make no newer value of it.
+        updated_at=properties.created_on or updated,
         live=expires is None or now is None or expires > now,
         enabled=properties.enabled is not False,
         owner=mark[1] if mark and mark[1] != "-" else None,

@@ -25,7 +25,7 @@ FORMAT = 1
 """Part of every recipe. Raised when the same options would give another result than before."""
 
 _SHARED_NAME = "would both be written to"
-_APART = "name one of them under `rename`, or all with `name_encoding: reversible`"
+APART = "name one of them under `rename`, or all with `name_encoding: reversible`"
 PLACEHOLDERS = ("path", "name", "dir", "field")
 """What a target's name may be made from; `name` is a path's last segment, `dir` what stands before it."""
 
@@ -342,8 +342,8 @@ def name_all(mapper: Mapper, paths: Iterable[str]) -> Naming:
             continue
         other = taken.setdefault(mapper.rule.key(name), path)
         if other != path:
-            refused[path] = f"{other!r} and {path!r} {_SHARED_NAME} {name!r}: {_APART}"
-            refused[other] = f"{path!r} and {other!r} {_SHARED_NAME} {name!r}: {_APART}"
+            refused[path] = f"{other!r} and {path!r} {_SHARED_NAME} {name!r}: {APART}"
+            refused[other] = f"{path!r} and {other!r} {_SHARED_NAME} {name!r}: {APART}"
             continue
         names[path] = [name]
     for path in refused:

@@ -44,6 +44,9 @@ class Side:
     """How coarse that time is; None: the vault tells no times to be relied on."""
     moved: bool = False
     """Whether it is not as it was when a conflict of this path was found."""
+    seen: bool = True
+    """Whether it was looked at when that conflict was found: else nobody knows whether it has moved, and what was decided
+    then was not decided against what it holds."""
 
     @property
     def changed(self) -> bool:
@@ -98,11 +101,15 @@ def merge(
     # Whoever holds the source's value too is no party of its own: the source speaks for it.
     parties = [side for at, side in enumerate(competing) if side.value not in {one.value for one in competing[:at]}]
     begun_with = _begun(sides, competing, begun)
+    taken = _taken(sides, competing, take)
     if len(parties) == 1 and (begun_with is None or begun_with.value == parties[0].value):
         first = all(target.base is None for target in targets)
-        return _carry(parties[0], sides, _why(parties[0], competing, first))
+        carried = _carry(parties[0], sides, _why(parties[0], competing, first))
+        # A person's word stands where one of those that it was about does not answer.
+        if taken is None or carried.verdict is Verdict.NOTE:
+            return carried
     contested = tuple(side.id for side in competing)
-    settled = _decide(sides, parties, competing, policy, take, begun_with)
+    settled = taken or _decide(sides, parties, competing, policy, begun_with)
     if isinstance(settled, str):
         return Merge(Verdict.CONFLICT, settled, contested=contested)
     winner, why = settled
@@ -131,7 +138,23 @@ def _begun(sides: Sequence[Side], competing: Sequence[Side], begun: str | None) 
     # A deletion of what was taken is another matter than what was settled.
     if side is None or (side.value is None and side.moved):
         return None
-    return None if any(other.moved for other in competing if other.value != side.value) else side
+    return None if _has_lapsed(side, competing) else side
+
+
+def _has_lapsed(chosen: Side | None, competing: Sequence[Side]) -> bool:
+    """Whether what was decided for this side was not decided against what the others hold now."""
+    others = [side for side in competing if chosen is None or side.value != chosen.value]
+    return any(side.moved or not side.seen for side in others)
+
+
+def _taken(sides: Sequence[Side], competing: Sequence[Side], take: str | None) -> tuple[Side, str] | str | None:
+    """The side that a person has decided for, or why it is waited for; None: nobody has, or that has lapsed."""
+    chosen = next((side for side in sides if side.id == take), None)
+    if take is None or _has_lapsed(chosen, competing):
+        return None
+    if chosen is None:
+        return f"{take} was taken by hand, and does not answer"
+    return chosen, f"{_called(chosen)} was taken by hand"
 
 
 def _decide(
@@ -139,21 +162,20 @@ def _decide(
     parties: Sequence[Side],
     competing: Sequence[Side],
     policy: ConflictPolicy,
-    take: str | None,
     begun: Side | None,
 ) -> tuple[Side, str] | str:
     """The side that wins, and by which rule; or why none does."""
-    if take is not None:
-        taken = next((side for side in sides if side.id == take), None)
-        if not any(side.moved for side in competing if taken is None or side.value != taken.value):
-            if taken is None:
-                return f"{take} was taken by hand, and does not answer"
-            return taken, f"{_called(taken)} was taken by hand"
     if begun is not None:
         return begun, f"{_called(begun)} was taken when this was settled, and not all sides had it yet"
     match policy:
         case ConflictPolicy.SOURCE:
             if parties[0].id == SOURCE_SIDE:
+                # Who was changed on top of the source's value is against others only, and speaks for it.
+                later = [side for side in competing if side.changed and side.base == parties[0].value]
+                if len({side.value for side in later}) > 1:
+                    return "changed differently in several targets on top of the source's value (conflict: source)"
+                if later:
+                    return later[0], f"{later[0].id} wins: changed on top of the source's value (conflict: source)"
                 return parties[0], "the source wins (conflict: source)"
             return "changed differently in several targets, and not in the source (conflict: source)"
         case ConflictPolicy.TARGET:
@@ -170,7 +192,7 @@ def _decide(
 def _newest(sides: Sequence[Side], parties: Sequence[Side], competing: Sequence[Side]) -> tuple[Side, str] | str:
     """Last write wins: by what this sync has seen itself, then by the vaults' clocks, as far as those can be trusted."""
     moved = [side for side in parties if any(each.moved for each in competing if each.value == side.value)]
-    if len(moved) == 1 and moved[0].value is not None:
+    if len(moved) == 1 and moved[0].value is not None and all(side.seen for side in competing):
         return moved[0], f"{_called(moved[0])} is the newest: it changed again after the conflict had been found"
     # When something was deleted, vaults do not tell. A deletion can be repeated, a lost value can not.
     living = [side for side in parties if side.value is not None]

@@ -365,6 +365,11 @@ class Contested:
     taken: str | None = None
     """The side whose value the others were about to get when this was noted: a job has begun to settle it."""
 
+    @property
+    def undecided(self) -> bool:
+        """Whether neither a person nor a rule has settled it."""
+        return self.take is None and self.taken is None
+
 
 SOURCE_SIDE = "source"
 """Names the source among the sides of a two-way sync; the others are called by their target's id."""

@@ -16,7 +16,7 @@ from shared.engine.installation import Installation
 from shared.engine.runs import ATTEMPTS_TO_SAVE
 from shared.errors import StoreError
 from shared.history import Store
-from shared.model import Control, Sync, from_iso, iso
+from shared.model import Control, RunStatus, Sync, from_iso, iso
 from shared.plan import guard
 
 WINDOW = timedelta(minutes=10)
@@ -78,6 +78,8 @@ class DeleteWindow:
         for _ in range(ATTEMPTS_TO_SAVE):
             now = self._clock()
             control = await self._store.get_control(sync.id)
+            if control.last_run and (why := await self._waiting(control.last_run)):
+                return Held(why, first=False)
             window: dict[str, Any] = {"since": iso(now), "count": 0, **_window(control, target_id, now)}
             number_then = window["count"] + number
             held = None
@@ -98,6 +100,11 @@ class DeleteWindow:
             if await self._save(control, target_id, window, now):
                 return held or Reserved(sync, target_id, window["since"])
         raise _keeps_changing(sync)
+
+    async def _waiting(self, run_id: str) -> str | None:
+        """Why nothing may be deleted: what a run holds back must not trickle away meanwhile, window by window."""
+        run = await self._store.get_run(run_id)
+        return f"run {run_id} waits for an approval" if run is not None and run.status is RunStatus.BLOCKED else None
 
     async def give_back(self, reserved: Reserved, number: int) -> None:
         """So many of them were not deleted."""

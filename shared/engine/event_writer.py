@@ -25,13 +25,13 @@ from shared.engine.outage import Outage
 from shared.engine.path_work import Later, PathWork, Settled, Wanted, forgotten, is_uncertain
 from shared.engine.probe import Prober
 from shared.engine.runs import Runs
-from shared.engine.settling import BATCH, CLAIM, Claimed, Results, Settler, put_off
+from shared.engine.settling import BATCH, CLAIM, LAG_DELAY, LAG_TRIES, Claimed, Results, Settler, put_off
 from shared.engine.shared_reads import SharedReads
 from shared.errors import AccessDenied, ConfigError, InvalidSecret, SecretNotFound, VaultError
 from shared.history import Save
 from shared.jobs import EventJob
 from shared.mapping import is_shared_name, why_left_out
-from shared.model import ObjectState, ObjectStatus, Op, Part, Secret, Sync
+from shared.model import SOURCE_SIDE, ObjectState, ObjectStatus, Op, Part, Secret, Sync
 from shared.notices import is_known, merged
 
 log = logging.getLogger("vaultferry.events")
@@ -39,10 +39,6 @@ log = logging.getLogger("vaultferry.events")
 BUSY_DELAY = 0.1
 LONGEST_BUSY_DELAY = 5.0
 """Seconds until a path that somebody works on is looked at again: as long as they have been at it already."""
-LAG_TRIES = 3
-"""How often a source is asked again that does not show yet what it is said to hold. Then it is taken at its word: the key
-may have been wiped and written anew, which begins at version 1."""
-LAG_DELAY = 0.3
 
 
 @dataclass
@@ -87,6 +83,10 @@ class EventWriter:
         target = sync.target(job.target) if sync else None
         hints = merged(job.hints)
         extra = {"sync": job.sync, "target": job.target}
+        if sync is not None and sync.enabled and target is None and job.target == SOURCE_SIDE:
+            # The sync was two-way when this was heard.
+            await self._runs.rerun(sync.id)
+            return
         if sync is None or target is None or not sync.enabled:
             log.info("an event of a sync that is not there any more is dropped", extra=extra)
             return

@@ -19,7 +19,7 @@ from shared.engine.path_work import Later
 from shared.engine.place import Place
 from shared.engine.probe import Prober
 from shared.engine.runs import Runs
-from shared.engine.settling import BATCH, CLAIM, Results, Settler, next_claim, put_off, settled_by
+from shared.engine.settling import BATCH, CLAIM, LAG_DELAY, Results, Settler, next_claim, put_off, settled_by
 from shared.engine.two_way import Ended, Seat, Told, TwoWayWork
 from shared.errors import ConfigError, InvalidSecret, VaultError
 from shared.history import Save
@@ -39,6 +39,8 @@ class Came(Results):
 
     deletes: list[str] = field(default_factory=list)
     """Of which nothing is left to do but to delete."""
+    deleted: set[str] = field(default_factory=set)
+    """Of which something was deleted, on whichever side."""
 
 
 Rows = Mapping[str, ObjectState]
@@ -60,10 +62,11 @@ async def open_work(installation: Installation, sync: Sync, run_id: str | None, 
     for target in sync.targets:
         try:
             there = await place(target.vault)
-        except VaultError as error:
-            silent[target.id] = error
+        except (VaultError, ConfigError) as error:
+            silent[target.id] = error if isinstance(error, VaultError) else VaultError(str(error), vault=target.vault)
         else:
-            targets.append(Seat(target.id, there, mapper=Mapper(target, there.vault.capabilities.names)))
+            mapper = Mapper(target, there.vault.capabilities.names)
+            targets.append(Seat(target.id, there, mapper=mapper, key=source.place.vault.capabilities.names.key))
     return TwoWayWork(sync, source, tuple(targets), silent, installation.store, run_id, attempt, installation.clock)
 
 
@@ -112,16 +115,24 @@ class Merger:
         work = await self._open(sync, list(hints), came, None, job.attempt)
         if work is not None:
             hints = await self._known_as(work, hints)
+            if new := await self._new_in_any_spelling(work, hints):
+                # Only who has listed a target knows how it spells them.
+                await self._runs.rerun(sync.id)
+                hints = {path: hint for path, hint in hints.items() if path not in new}
             rows = await self.rows(sync, list(hints))
-            due = [path for path, hint in hints.items() if not _is_old_news(work, job.target, rows[path], hint)]
+            now = self._in.clock()
+            due = [path for path, hint in hints.items() if not _is_old_news(work, job.target, rows[path], hint, now)]
             told = {path: (job.target, hints[path]) for path in due}
             await self._settle(work, Op.MERGE, due, came, told)
             if came.deletes:
                 await self._delete(work, job, came, told)
         busy = [path for path, why in came.later.items() if why.busy]
-        failed = {path: why for path, why in came.later.items() if not why.busy}
+        behind = [path for path, why in came.later.items() if why.behind]
+        failed = {path: why for path, why in came.later.items() if not why.busy and not why.behind}
         if busy:
             await self._again(job, busy, hints, job.attempt, BUSY_DELAY)
+        if behind:
+            await self._again(job, behind, hints, job.attempt + 1, LAG_DELAY * 2**job.attempt)
         if failed:
             about = {"sync": job.sync, "target": job.target}
             delay = put_off(sync.retry_policy, failed, job.attempt + 1, log, about)
@@ -145,13 +156,21 @@ class Merger:
                 paths[rule.key(row.path)] = row.path
         return merged([(paths.get(rule.key(path), path), hint) for path, hint in hints.items()])
 
+    async def _new_in_any_spelling(self, work: TwoWayWork, paths: Collection[str]) -> set[str]:
+        """Paths that are not remembered, where the source knows them in any spelling and some target in one."""
+        rules = [seat.place.vault.capabilities.names for seat in (work.source, *work.targets)]
+        if not rules[0].ignores_case or all(rule.ignores_case for rule in rules):
+            return set()
+        known = await self.rows(work.sync, list(paths))
+        return {path for path, rows in known.items() if not any(map(_is_remembered, rows.values()))}
+
     async def _delete(self, work: TwoWayWork, job: EventJob, came: Came, told: Mapping[str, Told]) -> None:
         sync = work.sync
         reserved = await self._window.reserve(sync, sync.units[0].id, len(came.deletes))
         if not isinstance(reserved, Held):
             deletes = list(came.deletes)
             await self._settle(work, Op.DELETE, deletes, came, told)
-            await self._window.give_back(reserved, came.not_deleted(deletes))
+            await self._window.give_back(reserved, sum(path not in came.deleted for path in deletes))
             return
         log.warning("left to a run: %s", reserved.why, extra={"sync": sync.id, "target": job.target})
         if reserved.first:
@@ -256,12 +275,14 @@ class Merger:
         return due
 
     def _count(self, work: TwoWayWork, path: str, ended: Ended, lost: bool, results: Came) -> None:
+        if ended.deleted:
+            results.deleted.add(path)
         extra = {"sync": work.sync.id, "path": path, "attempt": work.attempt, "run": work.run_id or ""}
         if lost or ended.busy:
             # Somebody else went on: what we know is old. All sides are looked at anew.
             results.later[path] = Later(busy=True)
         elif ended.outcome is None:
-            results.later[path] = Later(error=ended.error)
+            results.later[path] = Later(error=ended.error, behind=ended.lags)
         else:
             results.outcomes[path] = ended.outcome
             results.down = results.down or ended.error is not None
@@ -277,8 +298,11 @@ def _is_remembered(row: ObjectState) -> bool:
     return row.revision is not None and row.status is not ObjectStatus.DELETED
 
 
-def _is_old_news(work: TwoWayWork, side: str, rows: Rows, hint: str | None) -> bool:
+def _is_old_news(work: TwoWayWork, side: str, rows: Rows, hint: str | None, now: datetime) -> bool:
     """Whether what a side was seen to hold is what it and all others agreed on already, as after a write of our own."""
+    if any(row.claim_left(now) for row in rows.values()):
+        # Whoever has it may have seen that the versions began anew, and have read before this.
+        return False
     try:
         agreed = {seat.id: work.agreed(seat, rows[seat.id]) for seat in work.targets}
     except InvalidSecret:

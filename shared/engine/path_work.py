@@ -71,6 +71,8 @@ class Later:
     """What has been done all the same, of several fields."""
     for_plan: bool = False
     """Only a plan, which sees all names, can say what is to become of it."""
+    behind: bool = False
+    """A vault shows less than is known already, and may soon show more."""
 
     @property
     def retry_after(self) -> float | None:

@@ -11,7 +11,7 @@ from shared.engine.installation import Installation
 from shared.engine.runs import Runs
 from shared.errors import Refused, Unavailable, VaultError
 from shared.jobs import ProbeJob
-from shared.model import ObjectStatus, Sync
+from shared.model import Sync
 
 log = logging.getLogger("vaultferry.probe")
 
@@ -97,10 +97,8 @@ class Prober:
                 return True
         for target in sync.targets:
             if vault_id in (target.vault, sync.source.vault):
-                rows = self._in.store.list_objects(sync.id, target=target.id, status=ObjectStatus.FAILED)
-                async for state in rows:
-                    if state.transient:
-                        return True
+                async for _ in self._runs.unanswered(sync.id, target.id):
+                    return True
         return False
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,7 +18,7 @@ from shared.engine.tally import add_to_totals, summarise, verdict
 from shared.errors import Refused, StoreError
 from shared.history import Save
 from shared.jobs import PlanJob, WriteJob
-from shared.model import Chunk, Control, ObjectStatus, Progress, Run, RunStatus, Sync, new_run_id
+from shared.model import Chunk, Control, ObjectState, ObjectStatus, Progress, Run, RunStatus, Sync, new_run_id
 
 log = logging.getLogger("vaultferry.runs")
 
@@ -127,11 +127,18 @@ class Runs:
         if path is not None:
             return await self.start(sync_id, trigger="replay", paths=[path])
         rows = self._store.list_objects(sync_id, status=ObjectStatus.FAILED)
-        failed = sorted({state.path async for state in rows if state.transient or not transient_only})
+        failed = sorted({row.path async for row in (self.unanswered(sync_id) if transient_only else rows)})
         if not failed:
             raise Refused(f"sync {sync_id!r} has no failed secret to replay")
         # More than this and the run's own record would grow too large: a full run covers the failed ones too.
         return await self.start(sync_id, trigger="replay", paths=failed if len(failed) <= 500 else None)
+
+    async def unanswered(self, sync_id: str, target: str | None = None) -> AsyncIterator[ObjectState]:
+        """The rows of what could not be done for want of an answer, conflicts that stay listed meanwhile included."""
+        for status in (ObjectStatus.FAILED, ObjectStatus.CONFLICT):
+            async for row in self._store.list_objects(sync_id, target=target, status=status):
+                if row.transient:
+                    yield row
 
     async def resolve(self, sync_id: str, path: str, take: str, target: str | None = None) -> Run:
         """Settle a conflict of a two-way sync by hand: note that all sides are to get the value of `take` (`source`, or

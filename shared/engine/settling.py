@@ -26,6 +26,11 @@ BATCH = 64
 CLAIM = timedelta(seconds=300)
 """Longer than a batch takes, quick tries and time-outs included. After a crash nobody else may touch its paths sooner,
 but for a process on the same machine that knows the holder to be dead."""
+LAG_TRIES = 3
+"""How often a vault is asked again that shows less than it is known to hold. Then it is taken at its word: the key may have
+been wiped and written anew, which begins at version 1."""
+LAG_DELAY = 0.3
+"""Seconds until an event's job asks for the first time; twice as many each further time."""
 _claims = itertools.count()
 """What tells the claims of one process apart."""
 

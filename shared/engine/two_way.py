@@ -18,10 +18,10 @@ from functools import cached_property
 from shared.engine.outage import Outage
 from shared.engine.path_work import forgotten
 from shared.engine.place import Found, Place
-from shared.engine.settling import CLAIM
-from shared.errors import Conflict, SecretNotFound, Unavailable, VaultError
+from shared.engine.settling import CLAIM, LAG_TRIES
+from shared.errors import Conflict, InvalidSecret, SecretNotFound, Unavailable, VaultError
 from shared.history import Save, Store
-from shared.mapping import Mapper, short_hash
+from shared.mapping import APART, Mapper, short_hash
 from shared.merge import Merge, Side, Verdict, merge
 from shared.model import (
     SOURCE_SIDE,
@@ -49,9 +49,6 @@ ROUNDS = 3
 TIME_TO_WRITE = timedelta(seconds=120)
 """How much of a claim must be left for a write to begin: it is over by then, so that no older value follows a newer one.
 A claim with less is prolonged first, if nobody else has it."""
-LAG_TRIES = 3
-"""How often a side is asked again that shows an older version than is known already. Then it is taken at its word: the key
-may have been wiped and written anew, which begins at version 1."""
 
 _WRITES = (Action.CREATE, Action.UPDATE)
 Told = tuple[str, str | None]
@@ -67,11 +64,18 @@ class Seat:
     prefix: str = ""
     mapper: Mapper | None = None
     """None: the source's, where a path follows the prefix as it is."""
+    key: Callable[[str], str] = str
+    """What is equal for paths that are one to the source."""
 
     def name(self, path: str) -> str:
-        """Raises InvalidSecret for what the vault can not take."""
+        """Raises InvalidSecret for what the vault can not take, and for the name that another path has there."""
         if self.mapper is not None:
-            return self.mapper.name(path)
+            name = self.mapper.name(path)
+            other = self.mapper.path_of(name)
+            if other is not None and self.key(other) != self.key(path):
+                why = f"its name there is {name!r}, which is {other!r} of the source: {APART}"
+                raise InvalidSecret(why, vault=self.place.vault.id, path=name)
+            return name
         name = self.prefix + path
         check_name(self.place.vault.id, name, self.place.vault.capabilities.names)
         return name
@@ -110,6 +114,10 @@ class Ended:
     busy: bool = False
     delete: bool = False
     """All that is left to do is to delete, and this job may not."""
+    deleted: bool = False
+    """Whether something was deleted, whatever came of the rest."""
+    lags: bool = False
+    """A side shows less than is known already."""
     silent: frozenset[str] = frozenset()
     """The vaults that did not answer."""
 
@@ -181,13 +189,17 @@ class TwoWayWork:
         job = _Path(op, path, before, rows, until, told)
         for _ in range(ROUNDS):
             try:
-                return await self._once(job)
+                ended = await self._once(job)
+                break
             except (Conflict, _Moved) as error:
                 last, job.again = error, True
             except _OutOfTime:
-                return Ended(busy=True)
-        why = f"somebody else keeps writing it{f' ({last})' if isinstance(last, VaultError) else ''}"
-        return self._later(job, Unavailable(why, vault=self.source.place.vault.id, path=path))
+                ended = Ended(busy=True)
+                break
+        else:
+            why = f"somebody else keeps writing it{f' ({last})' if isinstance(last, VaultError) else ''}"
+            ended = self._later(job, Unavailable(why, vault=self.source.place.vault.id, path=path))
+        return replace(ended, deleted=bool(job.deleted))
 
     async def inspect(self, path: str, before: Mapping[str, ObjectState]) -> tuple[Merge | None, Looks]:
         """What would become of a path now, and what all sides hold. None: the source can not be compared."""
@@ -227,7 +239,7 @@ class TwoWayWork:
     async def _once(self, job: _Path) -> Ended:
         looks = await self.look(job.path, tombstones=job.again)
         if lagging := self._lagging(job, looks):
-            return self._later(job, lagging)
+            return replace(self._put_off(job, lagging), lags=True)
         if SOURCE_SIDE in looks.errors:
             error = looks.errors[SOURCE_SIDE]
             return self._later(job, error) if error.transient else self._all_failed(job, error)
@@ -235,7 +247,7 @@ class TwoWayWork:
             why = "disabled in the source: left as it is on all sides"
             return Ended(tuple(_closed(row, job.before[each], why) for each, row in job.rows.items()), Outcome.SKIPPED)
         merged = self._merge(job.before, looks, job.given)
-        seen = self._sights(looks)
+        seen = self._sights(looks, job.before)
         delete = merged.deletes and self.sync.delete.propagate
         # What a person has decided for this very path is counted with no others.
         may_delete = job.op is Op.DELETE or self._by_hand(job.before, merged)
@@ -307,7 +319,7 @@ class TwoWayWork:
 
     def _lagging(self, job: _Path, looks: Looks) -> Unavailable | None:
         """Why it is too early to believe a side: it shows an older version than an event told of, or than was carried."""
-        if self.attempt >= min(LAG_TRIES, self.sync.retry_policy.max_retries):
+        if self.attempt >= LAG_TRIES:
             return None
         for seat in (self.source, *self.targets):
             found = looks.found.get(seat.id)
@@ -325,12 +337,14 @@ class TwoWayWork:
         return None
 
     def _carried(self, seat: Seat, before: Mapping[str, ObjectState]) -> list[str | None]:
-        """The versions of a side that were agreed on: it can hold no older one."""
-        rows = [row for row in before.values() if row.status is ObjectStatus.IN_SYNC]
+        """The versions of a side that were agreed on, or seen in a conflict: it can hold no older one."""
+        contested = contested_of(before.values())
+        seen = [sight.version for sight in contested.sides if sight.side == seat.id] if contested else []
+        rows = before.values()
         if seat.id == SOURCE_SIDE:
-            return [row.source_version for row in rows if agreed_part(row, self.recipe(row.target))]
+            return [*seen, *(row.source_version for row in rows if agreed_part(row, self.recipe(row.target)))]
         parts = (self.agreed(seat, row) for row in rows if row.target == seat.id)
-        return [part.version for part in parts if part]
+        return [*seen, *(part.version for part in parts if part)]
 
     def recipe(self, target_id: str) -> str:
         """Identifies the two places that a row speaks of: in other ones, nothing was ever agreed on."""
@@ -352,8 +366,9 @@ class TwoWayWork:
         return Ended(saves, Outcome.FAILED, error, silent=frozenset({error.vault}))
 
     def _later(self, job: _Path, error: VaultError) -> Ended:
-        if self.final:
-            return self._all_failed(job, error)
+        return self._all_failed(job, error) if self.final else self._put_off(job, error)
+
+    def _put_off(self, job: _Path, error: VaultError) -> Ended:
         saves = (Save(replace(row, status=job.before[each].status, error=str(error))) for each, row in job.rows.items())
         return Ended(tuple(saves), None, error)
 
@@ -373,7 +388,8 @@ class TwoWayWork:
                 base,
                 entry.updated_at if entry and held.digest else None,
                 seat.place.vault.capabilities.time_resolution,
-                sight is not None and _has_moved(sight, held),
+                moved=sight is not None and _has_moved(sight, held),
+                seen=sight is not None or contested is None,
             )
 
         targets = [
@@ -383,6 +399,9 @@ class TwoWayWork:
         ]
         take, begun = (contested.take, contested.taken) if contested else (None, None)
         merged = merge(side(self.source, None), targets, self.sync.conflict, take, begun)
+        if away := [each for each in _listed_in(before.values()) if each not in looks.held]:
+            why = f"in conflict, and {', '.join(away)} can not be looked at"
+            merged = Merge(Verdict.CONFLICT, why, contested=tuple(side.id for side in targets if side.changed))
         if merged.deletes and merged.contested and not self.sync.delete.propagate:
             # It may not be carried out, so nothing is settled.
             why = f"{merged.reason}, with a deletion, which delete.propagate forbids"
@@ -420,13 +439,18 @@ class TwoWayWork:
         contested = contested_of(before.values())
         return contested is not None and contested.take is not None and contested.take == merged.winner
 
-    def _sights(self, looks: Looks) -> tuple[Sight, ...]:
+    def _sights(self, looks: Looks, before: Mapping[str, ObjectState]) -> tuple[Sight, ...]:
+        """What all sides hold, or held when a conflict that still waits for them was found."""
+        contested, listed = contested_of(before.values()), _listed_in(before.values())
+        known = {sight.side: sight for sight in contested.sides} if contested else {}
+
         def sight(seat: Seat) -> Sight:
             held, entry = looks.held[seat.id], looks.found[seat.id].entry
             changed_at = iso(entry.updated_at) if entry and held.digest else None
             return Sight(seat.id, held.fingerprint, held.version, held.digest, changed_at)
 
-        return tuple(sight(seat) for seat in (self.source, *self.targets) if seat.id in looks.held)
+        away = (known[each] for each in listed if each not in looks.held and each in known)
+        return (*(sight(seat) for seat in (self.source, *self.targets) if seat.id in looks.held), *away)
 
     # writing ----------------------------------------------------------------------------------------------------------
 
@@ -641,8 +665,10 @@ class TwoWayWork:
         return Save(replace(state, contested=Contested(seen)), event)
 
     def _failed(self, row: ObjectState, was: ObjectState, error: VaultError) -> Save:
-        failed = replace(row, status=ObjectStatus.FAILED, error=str(error), transient=error.transient)
-        if was.status is ObjectStatus.FAILED and was.error == failed.error:
+        # What is listed for a person stays listed.
+        status = ObjectStatus.CONFLICT if _is_listed(was) else ObjectStatus.FAILED
+        failed = replace(row, status=status, error=str(error), transient=error.transient)
+        if was.status is status and was.error == failed.error:
             return Save(failed)
         event = Event(Action.FAIL, ObjectStatus.FAILED, self.run_id, attempt=self.attempt, error=failed.error)
         return Save(failed, event)
@@ -687,6 +713,9 @@ def _lags(seat: Seat, path: str, why: str) -> Unavailable:
 def _has_moved(sight: Sight, held: Held) -> bool:
     if (sight.digest is None) is not (held.digest is None):
         return True
+    if sight.digest == held.digest and None not in (sight.version, held.version):
+        # A tag changes a fingerprint, too, and no value.
+        return sight.version != held.version
     if sight.fingerprint is not None and held.fingerprint is not None:
         return sight.fingerprint != held.fingerprint
     return sight.digest != held.digest
@@ -706,7 +735,19 @@ def _are_told(contested: Contested, lost: Sequence[Sight]) -> bool:
     return _same_sights(contested.sides, lost) and all(sight.digest != won for sight in lost)
 
 
+def _is_listed(row: ObjectState) -> bool:
+    """Whether a row is of a conflict that nobody and nothing has decided yet."""
+    return row.status is ObjectStatus.CONFLICT and row.contested is not None and row.contested.undecided
+
+
+def _listed_in(rows: Iterable[ObjectState]) -> list[str]:
+    """The targets whose conflict of a path is not decided yet."""
+    return [row.target for row in rows if _is_listed(row)]
+
+
 def _closed(row: ObjectState, was: ObjectState, why: str) -> Save:
+    if _is_listed(was):
+        return Save(replace(row, status=was.status, error=was.error))
     if was.parts and was.status is not ObjectStatus.DELETED:
         return Save(_as_before(row, was))
     return Save(replace(row, status=ObjectStatus.SKIPPED, error=why, transient=False))

@@ -82,7 +82,11 @@ class TwoWayView:
         key = self.source.vault.capabilities.names.key
         names: dict[str, str] = {}
         remembered = [path for path in self._all if why_left_out(self.sync, path) is None and self._is_remembered(path)]
-        for path in (*remembered, *self.source.entries, *(p for listed in self._listed.values() for p in listed)):
+        sensitive = {seat.id for seat in self.work.targets if not seat.place.vault.capabilities.names.ignores_case}
+        # What is new is called as a target has it that would not know it in another spelling.
+        spelt = [path for side in sensitive & self._listed.keys() for path in self._listed[side]]
+        others = [path for listed in self._listed.values() for path in listed]
+        for path in (*remembered, *spelt, *self.source.entries, *others):
             names.setdefault(key(path), path)
         self._hub_paths = {names[key(path)]: path for path in self.source.entries}
         one_here: dict[str, str] = {}
@@ -92,7 +96,11 @@ class TwoWayView:
                 other = kept.setdefault(names[key(path)], entry)
                 if other is not entry:
                     both = f"{other.name!r} and {entry.name!r} of {side}"
-                    one_here[names[key(path)]] = f"{both} are one secret to the source, which ignores case"
+                elif path != names[key(path)] and side in sensitive:
+                    both = f"{path!r} in {side} and {names[key(path)]!r} elsewhere"
+                else:
+                    continue
+                one_here[names[key(path)]] = f"{both} are one secret to the source, which ignores case"
             self._listed[side] = kept
         known = set(names.values())
         refused = one_here | {path: why for path in known if (why := self._why_refused(path)) is not None}

@@ -18,7 +18,7 @@ from shared.model import SOURCE_SIDE, ConflictPolicy
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "two-way.md"
 START = datetime(2026, 11, 22, tzinfo=UTC)
-_FACT = re.compile(r"(?P<side>\w+) (?:(?P<begin>\d+)(?:–(?P<end>\d+))?|(?P<word>moved|taken|begun))")
+_FACT = re.compile(r"(?P<side>\w+) (?:(?P<begin>\d+)(?:–(?P<end>\d+))?|(?P<word>moved|unseen|taken|begun))")
 _OUTCOME = re.compile(r"nothing|noted|conflict|deleted on all|(?P<value>[a-z]) to all")
 
 
@@ -73,7 +73,7 @@ def _side(name: str, cell: str, facts: Sequence[re.Match[str]]) -> Side:
             begin, end = int(fact["begin"]), int(fact["end"] or fact["begin"])
             moment, coarse = START + timedelta(seconds=begin), timedelta(seconds=end - begin)
             side = replace(side, changed_at=moment, resolution=coarse)
-        side = replace(side, moved=side.moved or fact["word"] == "moved")
+        side = replace(side, moved=side.moved or fact["word"] == "moved", seen=side.seen and fact["word"] != "unseen")
     return side
 
 
@@ -149,6 +149,7 @@ def sides(draw: st.DrawFn, *, moved: bool = True) -> list[Side]:
             draw(st.none() | st.integers(0, 200).map(lambda seconds: START + timedelta(seconds=seconds))),
             draw(RESOLUTIONS),
             draw(st.booleans()) if moved else False,
+            draw(st.booleans()) if moved else True,
         )
 
     return [side(each) for each in ids]
@@ -239,7 +240,7 @@ def test_newest_never_gives_a_changed_value_up_for_a_deletion(found: list[Side])
 
 @given(sides(), POLICIES)
 def test_a_decision_by_hand_holds_unless_another_side_moved(found: list[Side], policy: ConflictPolicy) -> None:
-    still = [replace(side, moved=False) for side in found]
+    still = [replace(side, moved=False, seen=True) for side in found]
     conflict = merge(still[0], still[1:], ConflictPolicy.MANUAL)
     assume(conflict.verdict is Verdict.CONFLICT)
     for side in still:
@@ -258,7 +259,7 @@ def test_what_is_settled_is_not_settled_otherwise_while_it_is_carried(
     found: list[Side], policy: ConflictPolicy, data: st.DataObject
 ) -> None:
     """The source and some targets have been given the value, and say that they moved; others could not be written."""
-    still = [replace(side, moved=False) for side in found]
+    still = [replace(side, moved=False, seen=True) for side in found]
     merged = merge(still[0], still[1:], policy)
     assume(merged.verdict is Verdict.CARRY and merged.contested)
     after = [replace(still[0], value=merged.value, moved=still[0].value != merged.value)]
@@ -272,7 +273,7 @@ def test_what_is_settled_is_not_settled_otherwise_while_it_is_carried(
 
 @given(sides(), POLICIES)
 def test_a_side_that_was_taken_and_does_not_answer_is_waited_for(found: list[Side], policy: ConflictPolicy) -> None:
-    still = [replace(side, moved=False) for side in found]
+    still = [replace(side, moved=False, seen=True) for side in found]
     merged = merge(still[0], still[1:], policy, "away")
     if merged.contested:
         assert merged.verdict is Verdict.CONFLICT

@@ -70,7 +70,8 @@ class Unavailable(VaultError):
     """Try again later. `retry_after` (seconds) is what the server asked for, if it did.
 
     `ambiguous` is true where the call may have had its effect all the same (a time-out, a connection torn after the
-    request was sent): a write must then be read back before it is tried again.
+    request was sent): a write must then be read back before it is tried again. `waited` is how many seconds it took to fail,
+    where that is known.
     """
 
     transient = True
@@ -87,6 +88,7 @@ class Unavailable(VaultError):
         super().__init__(message, vault=vault, path=path)
         self.retry_after = retry_after
         self.ambiguous = ambiguous
+        self.waited = 0.0
 
 
 class Refused(SyncError):

@@ -19,6 +19,8 @@ QUICK_TRIES = 3
 """How often one call is made before its job goes back to the queue."""
 QUICK_WAIT = 2.0
 """Seconds: a server that asks for more than this is left alone, and the path goes back to the queue."""
+SLOW = 5.0
+"""Seconds: a call that took longer to fail is not quickly tried again."""
 
 
 @contextlib.contextmanager
@@ -112,8 +114,9 @@ class Pacer:
 
     async def _asked(self, attempt: Callable[[], Awaitable[T]]) -> T:
         clock = asyncio.get_running_loop().time
+        begun = clock()
         if not self._under_way:
-            self._heard_at = clock()
+            self._heard_at = begun
         self._under_way += 1
         try:
             result = await attempt()
@@ -121,6 +124,8 @@ class Pacer:
             return result
         except VaultError as error:
             self.answered += not error.transient
+            if isinstance(error, Unavailable):
+                error.waited = clock() - begun
             raise
         finally:
             self._under_way -= 1
@@ -185,4 +190,5 @@ def _rate(per_second: float | None) -> Rate | None:
 def _worth_repeating(error: Unavailable, write: bool) -> bool:
     if write and error.ambiguous:
         return False
-    return error.retry_after is None or error.retry_after <= QUICK_WAIT
+    # Who took half a minute to say nothing would take as long again.
+    return error.waited < SLOW and (error.retry_after is None or error.retry_after <= QUICK_WAIT)

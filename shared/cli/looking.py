@@ -78,6 +78,11 @@ async def _status(session: Session, app: App, name: str | None) -> int:
         run = document["last_run"]
         if run and run["error"]:
             session.out.line(f"{document['sync_id']}: {run['error']}")
+            if run["status"] in ("failed", "partial"):
+                again = session.command(f"sync {document['sync_id']}")
+                session.out.line(
+                    f"What is counted is what was known before; `{session.command('check')}`, then `{again}`."
+                )
         if run and run["status"] == "blocked":
             session.out.line(f"`{session.command('approve ' + run['run_id'])}` carries out what waits.")
         if document["objects"]["failed"]:
@@ -186,7 +191,8 @@ def history(
                 raise ConfigError("--verify walks whole chains: only a sync can be named with it")
             return await _verify(session, app, sync)
         if sync is None:
-            raise ConfigError("history needs the name of a sync, or --verify, or --archive FILE")
+            known = ", ".join(app.config.syncs)
+            raise ConfigError(f"history needs the name of a sync ({known}), or --verify, or --archive FILE")
         return await _history(session, app, sync, path, status_of(status), since and moment(since, app.clock()), limit)
 
     session.with_app(body)

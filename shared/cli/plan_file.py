@@ -18,9 +18,10 @@ FORMAT = "plan 1"
 
 
 def write_plan(place: str, plan: dict[str, Any], run: Run) -> None:
-    """Write a whole plan, or leave what is there as it is. Raises ConfigError."""
+    """Write a whole plan, or leave what is there as it is. Raises ConfigError, also where something else is there."""
     from shared.model import iso
 
+    check_place(place)
     document = {"vaultferry": FORMAT, "created_at": iso(run.created_at), **plan}
     text = json.dumps(document, ensure_ascii=False, indent=1) + "\n"
     path = Path(place)
@@ -41,13 +42,34 @@ def write_plan(place: str, plan: dict[str, Any], run: Run) -> None:
     raise ConfigError(problem)
 
 
+def check_place(place: str) -> None:
+    """Raises ConfigError where something else than a plan would be replaced."""
+    if Path(place).exists() and not _is_plan(place):
+        raise ConfigError(f"{place} is there and is no saved plan, so it is not replaced; name another file")
+
+
+def _is_plan(place: str) -> bool:
+    """Whether a plan of any version was saved there, or nothing yet."""
+    # Neither a folder nor a device: those would be replaced as well.
+    if not Path(place).is_file():
+        return False
+    try:
+        text = Path(place).read_bytes()
+        if not text:
+            return True
+        found = json.loads(text)
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and str(found.get("vaultferry", "")).startswith("plan ")
+
+
 def read_plan_file(place: str) -> dict[str, Any]:
     """The plan in a file. Raises ConfigError."""
     from pydantic import TypeAdapter, ValidationError
 
     from shared.shapes import SavedPlan
 
-    problem = f"{place} is no plan that this version has written; `vaultferry plan SYNC --out {place}` makes one"
+    problem = f"{place} is no plan that this version has written; `vaultferry plan SYNC --out FILE` makes one"
     try:
         plan: dict[str, Any] = TypeAdapter(SavedPlan).validate_python(json.loads(Path(place).read_bytes()))  # type: ignore[assignment]
     except OSError as error:

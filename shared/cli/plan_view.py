@@ -37,18 +37,20 @@ def show_plan(session: Session, sync: Sync, document: Mapping[str, Any]) -> None
     out = session.out
     for unit in sync.units:
         items = [item for item in document["items"] if item["target"] == unit.id]
+        if document["error"] and not items:
+            continue
         others = ", ".join(target.id for target in sync.targets)
         title = f"{sync.source.vault} ⇄ {others}" if sync.two_way else f"{sync.source.vault} → {unit.id}"
         out.line((f"{sync.id}: {title}", STRONG))
-        if document["error"] is None and not items:
+        if not items:
             out.line("  no changes")
         _show_items(session, sync, items)
         if held := document["blocked"].get(unit.id):
             out.line(("  the deletes would wait for approval: ", UNSURE), held)
             out.line(f"  `{session.command(f'sync {sync.id} --allow-deletes')}` would delete them all the same")
     if document["error"]:
-        out.line(("error: ", BAD), document["error"])
-    out.line((_summary(document), STRONG))
+        out.line(("error: ", BAD), f"{sync.id}: {document['error']}")
+    out.line((_summary(sync, document), STRONG))
     for target, why in document["unseen"].items():
         out.line((f"{target}: ", UNSURE), why)
 
@@ -96,7 +98,13 @@ def _fields(fields: Mapping[str, Sequence[str]] | None) -> list[Part]:
     return parts
 
 
-def _summary(document: Mapping[str, Any]) -> str:
+def covers_nothing(sync: Sync) -> str:
+    """What to say where neither source nor memory has anything: that may be meant, or a slip."""
+    below = f"below {sync.source.prefix!r} " if sync.source.prefix else ""
+    return f"{sync.source.vault} has no secret {below}that {sync.id} covers"
+
+
+def _summary(sync: Sync, document: Mapping[str, Any]) -> str:
     counts = Counter(ChangeKind(item["change"]) for item in document["items"])
     parts = [f"{counts[kind]:,} {words}" for kind, words in WORDS.items() if counts[kind]]
     unchanged = document["unchanged"] - counts[ChangeKind.SKIP]
@@ -105,6 +113,8 @@ def _summary(document: Mapping[str, Any]) -> str:
     if document["unseen"]:
         known = ", ".join(parts) or "nothing to do"
         return f"Plan, as far as can be seen: {known}."
+    if not document["items"] and not document["unchanged"]:
+        return f"Plan: nothing to do; {covers_nothing(sync)}."
     if not parts:
         return f"Plan: nothing to do; {plural(unchanged, 'secret')} as they should be."
     return f"Plan: {', '.join(parts)}; {unchanged:,} unchanged."

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from shared.model import Run
 
 LINE_EVERY = 2.0
+LONGEST_PAUSE = 30.0
+"""Seconds between two lines that say the same."""
 BAR_EVERY = 0.2
 """Seconds between two looks at the store."""
 NOTICE_SHOWN = 10.0
@@ -139,19 +141,26 @@ class Lines(Progress):
     def __init__(self, out: Output, note: Callable[[str], str]) -> None:
         super().__init__(out, note)
         self._began = time.monotonic()
+        self._told: dict[str, tuple[str, float, float]] = {}
+        """By run: what was said last, when it may be said again, and how long that is."""
 
     def show(self, looks: Mapping[str, Look]) -> None:
-        for look in looks.values():
+        now = time.monotonic()
+        for run_id, look in looks.items():
             if not look.run.status.active:
                 continue
-            seconds = round(time.monotonic() - self._began)
-            failed = f", {look.run.failed:,} failed" if look.run.failed else ""
-            where = f"{look.stage}, " if look.stage != "running" else ""
+            done = f"{look.done:,} of {plural(look.planned, 'secret')} done" if look.planned else ""
+            failed = f"{look.run.failed:,} failed" if look.run.failed else ""
+            stage = look.stage if look.stage != "running" else ""
+            said = ", ".join(part for part in (stage, done, failed) if part)
+            before, due, pause = self._told.get(run_id, ("", 0.0, 0.0))
+            if said == before and now < due:
+                continue
+            # What does not change is said ever more rarely.
+            pause = min(2 * pause, LONGEST_PAUSE) if said == before else LINE_EVERY
+            self._told[run_id] = said, now + pause - LINE_EVERY / 2, pause
             note = self.note(look.run.sync_id)
-            self.out.line(
-                f"{look.run.sync_id}: {where}{look.done:,} of {plural(look.planned, 'secret')} done{failed}, {seconds} s"
-                + (f" ({note})" if note else "")
-            )
+            self.out.line(f"{look.run.sync_id}: {said}, {now - self._began:.0f} s" + (f" ({note})" if note else ""))
 
 
 def progress(out: Output, note: Callable[[str], str], *, leave: bool) -> Progress:

@@ -40,7 +40,8 @@ def relay(
 ) -> None:
     """Listen to a Vault's audit device, and tell an app which secrets to look at, until Ctrl-C or SIGTERM.
 
-    VAULTFERRY_API_KEY and VAULTFERRY_AUDIT_SECRET (or the files that ..._FILE name) are sent and sign what is sent.
+    VAULTFERRY_API_KEY (or the file that VAULTFERRY_API_KEY_FILE names) is sent along; VAULTFERRY_AUDIT_SECRET (or
+    VAULTFERRY_AUDIT_SECRET_FILE) signs what is sent, and stays here.
     """
     from shared.event_loop import run as run_loop
     from shared.relay.process import log_to_stderr, read_options, run

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from shared.cli.output import BAD, QUIET, STATUS_STYLES, STRONG, UNSURE, Part, plural
+from shared.cli.plan_view import covers_nothing
 from shared.cli.session import FAILED, FINE, Session
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ async def report(session: Session, app: App, runs: Sequence[Run]) -> int:
     ended = [await gather(app, run) for run in runs]
     if session.out.as_json:
         session.out.json({"runs": [run_document(each) for each in ended]})
-    else:
+    elif runs:
         _table(session, runs)
         for each in ended:
             _tell(session, app, each)
@@ -107,6 +108,9 @@ def _tell(session: Session, app: App, ended: Ended) -> None:
 
     out, run = session.out, ended.run
     if run.status is RunStatus.SUCCEEDED:
+        sync = app.config.syncs.get(run.sync_id)
+        if sync is not None and run.paths is None and not run.planned and not run.unchanged:
+            out.line((f"{covers_nothing(sync)}.", UNSURE))
         return
     out.line()
     out.line((run.sync_id, STRONG), f": {run.status}", f", {run.error}" if run.error else "")
@@ -138,7 +142,7 @@ def _next_steps(session: Session, app: App, ended: Ended) -> list[str]:
         steps.append(f"Next: `{session.command(f'approve {run.run_id}')}` deletes exactly these.")
     if any(state.transient for state in failed):
         steps.append(
-            f"Next: a vault did not answer. When it does again, `{replay}` tries these once more, as does any sync."
+            f"Next: this may pass, as the reasons say. When it has, `{replay}` tries these once more, as does any sync."
         )
     elif failed:
         steps.append(f"Next: put right what the reasons say, then `{replay}`.")
@@ -166,8 +170,8 @@ def tell_interrupted(session: Session, looks: Sequence[Look]) -> None:
         elif look.run.dry_run:
             session.out.note(f"{look.run.sync_id}: the plan is not finished; nothing was written.")
         else:
-            left = look.planned - look.done
-            known = "" if look.run.status == "running" else " so far (planning had not ended)"
-            done = f"{look.done:,} of {plural(look.planned, 'secret')} done, {left:,} left{known}"
+            counts = f"{look.done:,} of {plural(look.planned, 'secret')} done, {look.planned - look.done:,} left"
+            unplanned = "planning had not ended" if look.run.status != "running" else ""
+            done = "; ".join(part for part in (counts if look.planned else "", unplanned) if part)
             again = session.command(f"sync {look.run.sync_id}")
             session.out.note(f"Stopped. {look.run.sync_id}: {done}. `{again}` goes on from there.")

@@ -146,7 +146,7 @@ class _Setup:
         try:
             await self._devices.enable(wanted)
         except Refused as error:
-            raise Refused(f"{error}. Done before: {', '.join(self._done)}" if self._done else str(error)) from None
+            raise Refused(f"{error}. What was {' and '.join(self._done)} stays" if self._done else str(error)) from None
         self._did(f"enabled {wanted.path}", f": Vault tells {wanted.place} what is written.")
 
     async def _remove(self, ours: Device | None, wanted: Device | None) -> None:

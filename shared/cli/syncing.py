@@ -290,14 +290,17 @@ async def _carry_out_plan(session: Session, app: App, names: list[str] | None, p
 
 async def _plan(session: Session, app: App, names: list[str] | None, detailed: bool, place: str | None) -> int:
     from shared.api import plan_json
+    from shared.cli.plan_file import check_place
     from shared.cli.plan_view import show_plan
     from shared.cli.report import tell_interrupted
     from shared.cli.running import Interrupted, carry_out
     from shared.engine.document import read_plan
 
     syncs = chosen(app.config, names)
-    if place is not None and len(syncs) > 1:
-        raise ConfigError(f"--out saves one plan: name one of {', '.join(each.id for each in syncs)}")
+    if place is not None:
+        if len(syncs) > 1:
+            raise ConfigError(f"--out saves one plan: name one of {', '.join(each.id for each in syncs)}")
+        check_place(place)
     runs = [await app.engine.runs.start(one.id, trigger="manual", dry_run=True) for one in syncs]
     try:
         ended = await carry_out(app, session.out, runs, write=False)

@@ -151,9 +151,12 @@ def _side(text: str) -> tuple[str, str]:
     name = _SHORT.get(name, name)
     if name not in known:
         hint = closest(kind, [*known, *_SHORT])
-        raise ConfigError(f"init knows no such kind; expected one of {listed(known)}" + (f" ({hint})" if hint else ""))
+        raise ConfigError(f"init knows no kind {kind!r}; it knows {listed(known)}" + (f" ({hint})" if hint else ""))
     if not address:
         raise ConfigError(f"expected an address behind '{kind}='")
+    if name != "file" and urlsplit(address).scheme not in ("http", "https"):
+        # Not quoted: it may hold a password.
+        raise ConfigError(f"expected a URL behind '{kind}=', as in {kind}=https://vault.example.com")
     return name, address
 
 

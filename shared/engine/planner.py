@@ -294,7 +294,7 @@ class Planner:
         try:
             await view.look(await self._in.vaults.get(target.vault, sync.source.resource))
         except Unavailable as error:
-            log.warning("%s does not answer: planned without it (%s)", target.vault, error, extra={"sync": sync.id})
+            log.warning("%s is planned without a look at it: %s", target.vault, error.message, extra={"sync": sync.id})
             # What was found out is as good as ever; what would be deleted on the way has not been counted.
             view.vault, view.listed, view.cleanup = None, None, False
         return view

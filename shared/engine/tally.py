@@ -10,7 +10,7 @@ from typing import Any
 
 from shared.model import Chunk, Outcome, Progress, Run, RunStatus
 
-SILENT = "it did not answer, so nobody knows whether it holds what it should"
+SILENT = "it could not be looked at, so nobody knows whether it holds what it should"
 """Of a target that was planned blindly."""
 HELD_SUFFIX = "-held"
 """Ends the id of a chunk that was recorded for approval."""

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from shared.engine.field_changes import field_changes
 from shared.engine.survey import UNANSWERED, SourceView
+from shared.engine.tally import troubled
 from shared.engine.two_way import Looks, Seat, TwoWayWork, agreed_part
 from shared.errors import AccessDenied, InvalidSecret, Unavailable, VaultError
 from shared.mapping import Naming, is_shared_name, name_all, why_left_out
@@ -66,7 +67,7 @@ class TwoWayView:
     @property
     def problem(self) -> str | None:
         """What keeps a target out for good, until a person has done something about it."""
-        told = [f"{target}: {error}" for target, error in sorted(self.silent.items()) if not error.transient]
+        told = [troubled(target, str(error)) for target, error in sorted(self.silent.items()) if not error.transient]
         return "; ".join(told) or None
 
     @property

@@ -95,6 +95,7 @@ class Forwarder:
         self._stopping = asyncio.Event()
         self._failures = 0
         self._said_at = 0.0
+        self._said: object = None
         self.trouble: str | None = None
         """Why the last attempt failed; None: it did not."""
         self.denied = False
@@ -256,9 +257,10 @@ class Forwarder:
         return True
 
     def _say(self, text: str, why: object) -> None:
-        """Loudly the first time, and once a minute."""
-        now = time.monotonic()
-        level = logging.ERROR if self._failures == 0 or now - self._said_at >= 60 else logging.DEBUG
+        """Loudly the first time, for another reason, and once a minute."""
+        now, why = time.monotonic(), str(why)
+        news = self._failures == 0 or why != self._said
+        level = logging.ERROR if news or now - self._said_at >= 60 else logging.DEBUG
         if level == logging.ERROR:
-            self._said_at = now
+            self._said_at, self._said = now, why
         log.log(level, text, why)

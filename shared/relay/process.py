@@ -93,7 +93,7 @@ async def run(options: Options) -> None:
         log.info("listening on %s", ", ".join(str(address) for address in relay.addresses))
         await stopping.wait()
         log.info("stopping")
-    log.info("stopped; %d records wait for the next start", relay.waiting)
+    log.info("stopped; waiting for the next start: %d", relay.waiting)
 
 
 # --- logs -------------------------------------------------------------------------------------------------------------

@@ -23,10 +23,15 @@ def store_error(error: sqlite3.Error, path: Path) -> StoreError:
         case sqlite3.SQLITE_CORRUPT:
             return permanent(f"the database {path} is damaged; restore it from a backup")
         case sqlite3.SQLITE_NOTADB:
-            return permanent(f"{path} is not a SQLite database; name another file in VAULTFERRY_STORE")
+            return permanent(
+                f"{path} is not a SQLite database; name another file: VAULTFERRY_STORE=sqlite:///FILE, with one slash more "
+                "for a path that begins with one"
+            )
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
             return permanent(f"the database {path} can not be written: check the permissions of file and folder")
         case sqlite3.SQLITE_CANTOPEN:
+            if path.is_dir():
+                return permanent(f"{path} is a folder, not a database; name a file in VAULTFERRY_STORE")
             return permanent(f"the database {path} can not be opened: check that its folder exists and is writable")
         case _:
             # SQLite's own messages name tables, columns and triggers, never values.

@@ -143,6 +143,19 @@ async def test_an_app_that_is_not_there_is_told_as_such(app: FakeApp, tmp_path: 
     assert told["checks"]["forwarding"].startswith("the app can not be reached (")
 
 
+async def test_another_reason_is_logged_at_once(app: FakeApp, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    app.always = status(503)
+    async with relaying(app, tmp_path) as relay:
+        await until(lambda: relay.counters.forward_failures > 1)
+        app.always = status(401)
+        await until(lambda: "401" in (relay.health()["checks"]["forwarding"]))
+        failures = relay.counters.forward_failures
+        await until(lambda: relay.counters.forward_failures > failures)
+    told = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert ["503" in each for each in told] == [True, False], told
+    assert "nothing is forwarded: the app answers 401" in told[1]
+
+
 async def test_how_long_to_wait_is_the_apps_word(app: FakeApp, tmp_path: Path) -> None:
     app.answers.append(status(429, **{"Retry-After": "1"}))
     begin = asyncio.get_running_loop().time()

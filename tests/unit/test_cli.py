@@ -26,6 +26,7 @@ from shared.cli.output import printable
 from shared.config import load
 from shared.errors import ConfigError, StoreError
 from tests.cli_world import CONFIG, Ended, Folder, loggers_as_before
+from tests.world import one_way
 
 TWO = {"apps/db": {"user": "shop", "password": "s3cret-canary"}, "apps/web/token": {"value": "t0ken-canary"}}
 
@@ -416,7 +417,34 @@ def test_a_check_says_which_vault_it_is_waiting_for(here: Here, monkeypatch: pyt
 def test_a_plan_that_could_not_be_made_does_not_say_that_all_is_well(
     items: list[Any], error: str | None, told: str
 ) -> None:
-    assert plan_view._summary({"items": items, "unchanged": 3, "error": error, "unseen": {}}) == told
+    document = {"items": items, "unchanged": 3, "error": error, "unseen": {}}
+    assert plan_view._summary(one_way("target"), document) == told
+
+
+def test_a_sync_that_covers_nothing_says_so(here: Here) -> None:
+    here.put(TWO)
+    here.configure((here.path / "vaultferry.yaml").read_text().replace("prefix: apps/", "prefix: typo/"))
+    nothing = "source has no secret below 'typo/' that apps covers."
+    assert here.run("plan").out.splitlines()[-1] == f"Plan: nothing to do; {nothing}"
+    assert nothing in here.run("sync").out
+
+
+@pytest.mark.parametrize("there", ["vaultferry.yaml", "vaultferry.db", "notes.json", "pipe"])
+def test_a_plan_replaces_nothing_but_a_plan(here: Here, there: str) -> None:
+    here.put(TWO)
+    here.run("sync")
+    (here.path / "notes.json").write_text('{"vaultferry": "mine"}')
+    (here.path / "a.plan").touch()
+    os.mkfifo(here.path / "pipe")
+    before = {each.name: each.stat().st_ino for each in here.path.iterdir()}
+    refused = here.run("plan", "--out", there)
+    assert (refused.code, refused.err) == (
+        2,
+        f"error: {there} is there and is no saved plan, so it is not replaced; name another file\n",
+    )
+    assert (here.path / there).stat().st_ino == before[there]
+    assert [here.run("plan", "--out", "a.plan").code for _ in range(2)] == [0, 0], "empty, and then a plan"
+    assert here.run("status").code == 0
 
 
 def test_a_blocked_run_can_be_cancelled(here: Here) -> None:

@@ -113,7 +113,7 @@ async def test_every_method_logs_in(server: VaultSandbox, make: Any, tmp_path: P
 @pytest.mark.parametrize(
     ("auth", "told"),
     [
-        ({"method": "token", "token": "hvs.canary-5e"}, "VAULT_TOKEN"),
+        ({"method": "token", "token": "hvs.canary-5e"}, "auth.token"),
         ({"method": "approle", "role_id": "x", "secret_id": "canary-5e"}, "auth.secret_id"),
         ({"method": "approle", "role_id": "x", "secret_id": "canary-5e", "mount": "elsewhere"}, "auth.mount"),
         ({"method": "jwt", "role": "ferry", "jwt": "canary-5e"}, "auth.jwt"),
@@ -277,9 +277,17 @@ async def test_a_static_token_is_renewed_but_never_replaced(server: VaultSandbox
     await vault.get_secret("one")
     server.expire_tokens(token)
     for _ in range(2):
-        with pytest.raises(AccessDenied, match=r"login by token.*expired"):
+        with pytest.raises(AccessDenied, match=r"login by token.*expired.*a new token for auth\.token of this vault$"):
             await vault.get_secret("one")
     assert logins(server) == 0
+
+
+async def test_a_token_of_the_environment_is_called_by_its_variable(
+    server: VaultSandbox, make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VAULT_TOKEN", "not-one")
+    with pytest.raises(AccessDenied, match=r"issue a new token for VAULT_TOKEN$"):
+        await make({"method": "token"}).get_secret("one")
 
 
 async def test_a_token_that_can_not_be_renewed_is_used_to_its_end(

@@ -218,6 +218,23 @@ async def test_a_cancelled_call_frees_its_place() -> None:
     assert await asyncio.wait_for(pacer.call(Server("fine")), 5) == "fine"
 
 
+async def test_what_was_slow_to_fail_is_not_quickly_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, sleeps = asyncio.get_running_loop(), Sleeps()
+    pacer, tried, now = Pacer("v", sleep=sleeps), 0, loop.time()
+
+    async def times_out() -> None:
+        nonlocal tried, now
+        tried += 1
+        now += 30
+        raise down()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "time", lambda: now)
+        with pytest.raises(Unavailable):
+            await pacer.call(times_out)
+    assert (tried, sleeps.asked) == (1, [])
+
+
 async def test_a_server_is_silent_from_the_last_answer_on_while_it_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     loop, pacer = asyncio.get_running_loop(), Pacer("v")
     now = loop.time()

@@ -153,7 +153,7 @@ def test_another_vault_behind_the_same_name_is_another_world(here: Here) -> None
 def test_a_file_is_for_its_owner_and_holds_no_value(here: Here) -> None:
     change_something(here)
     place = here.path / "apps.plan"
-    place.write_text("older")
+    place.write_text('{"vaultferry": "plan 0"}')
     before = os.umask(0)
     try:
         assert here.run("plan", "--out", "apps.plan").code == 0

@@ -177,8 +177,26 @@ class AuditDevices:
         raise failure
 
 
+_CAUSES = (
+    *("connection refused", "no such file or directory", "permission denied", "i/o timeout", "no such host"),
+    *("no route to host", "network is unreachable", "deadline exceeded"),
+)
+"""Why Vault's test message did not arrive, in its own words."""
+
+
 def _why(device: Device, reason: str, vault_id: str) -> str:
     """Vault's refusal of a device, in words that say what to do."""
+    if "test message" in reason and device.type == "socket":
+        why = next((f" ({cause})" for cause in _CAUSES if cause in reason), "")
+        start = f"Vault {vault_id} does not take the device {device.path}: nobody takes entries at {device.place}{why}"
+        if device.options.get("socket_type") == "unix":
+            return (
+                f"{start}. Start the relay first, on Vault's own machine, with a socket that Vault's user may write to"
+            )
+        return (
+            f"{start}. Start the relay first; then, is that the address by which Vault's own machine reaches it, and does "
+            "no firewall stand between"
+        )
     said = f"Vault {vault_id} does not take the device {device.path} ({reason})"
     if "already in use" in reason:
         return f"{said}: something is there already; without --address, setup shows what"
@@ -189,9 +207,4 @@ def _why(device: Device, reason: str, vault_id: str) -> str:
         return f"{said}. Write this into the server's configuration, and send the server a SIGHUP: {stanza}"
     if device.type != "socket":
         return f"{said}: can Vault's own user write there, on Vault's own machine?"
-    if "test message" in reason:
-        return (
-            f"{said}: nobody takes entries at {device.place}. Start the relay first; then, is that the address by which "
-            "Vault's own machine reaches it, and does a firewall stand between?"
-        )
     return f"{said}: nothing was changed"

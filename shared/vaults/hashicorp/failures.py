@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import ssl
+import textwrap
 import time
 from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
@@ -27,6 +28,8 @@ from shared.errors import (
 )
 
 Answer = dict[str, Any]
+MOST_QUOTED = 600
+"""Characters of a server's own words."""
 
 
 class Forbidden(AccessDenied):
@@ -107,7 +110,7 @@ def refusal(
     kind, message = _STATUSES.get(
         status, (Unavailable, "Vault failed") if status >= 500 else (InvalidSecret, "Vault refused the request")
     )
-    words = " ".join(errors.split())[:300] if quotable else ""
+    words = textwrap.shorten(errors, MOST_QUOTED, placeholder=" …") if quotable else ""
     return _build(kind, f"{message} ({status} on {call}){f': {words}' if words else ''}", vault_id, status, headers)
 
 

@@ -29,7 +29,6 @@ TRUST_SECONDS = 10.0
 """How long a token that was found to be valid is not asked about again, however many paths are denied."""
 
 _HINTS = {
-    "token": "issue a new token and give it as auth.token or VAULT_TOKEN",
     "approle": "check auth.role_id, auth.secret_id (it may have expired or been used up) and auth.mount",
     "kubernetes": "check auth.role with its bound service accounts and namespaces, auth.token_path and auth.mount",
     "jwt": "check auth.jwt (it may have expired), auth.role with its bound claims, and auth.mount",
@@ -281,5 +280,10 @@ class Login:
         self._due = now + self._ttl * RENEW_AT if self._ttl else math.inf
 
     def _denied(self, why: str) -> AccessDenied:
-        method = self._auth.method
-        return AccessDenied(f"login by {method}: {why}; {_HINTS[method]}", vault=self._vault_id)
+        auth = self._auth
+        if isinstance(auth, TokenAuth):
+            where = "auth.token of this vault" if "token" in auth.model_fields_set else "VAULT_TOKEN"
+            hint = f"issue a new token for {where}"
+        else:
+            hint = _HINTS[auth.method]
+        return AccessDenied(f"login by {auth.method}: {why}; {hint}", vault=self._vault_id)

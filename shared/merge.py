@@ -43,7 +43,9 @@ class Side:
     resolution: timedelta | None = None
     """How coarse that time is; None: the vault tells no times to be relied on."""
     moved: bool = False
-    """Whether it is not as it was when a conflict of this path was found."""
+    """Whether it is not as it was when a conflict of this path was listed."""
+    again: bool = False
+    """Whether it changed again after a conflict had been found, and that was listed anew since."""
     seen: bool = True
     """Whether it was looked at when that conflict was found: else nobody knows whether it has moved, and what was decided
     then was not decided against what it holds."""
@@ -135,14 +137,14 @@ def _begun(sides: Sequence[Side], competing: Sequence[Side], begun: str | None) 
     """The side that all are still to be given; None: there is none, or another has changed since. What was not written yet
     may be the only one that differs from its base: that is what lost, and no change."""
     side = next((side for side in sides if side.id == begun), None)
-    # A deletion of what was taken is another matter than what was settled.
-    if side is None or (side.value is None and side.moved):
-        return None
-    return None if _has_lapsed(side, competing) else side
+    return None if side is None or _has_lapsed(side, competing) else side
 
 
 def _has_lapsed(chosen: Side | None, competing: Sequence[Side]) -> bool:
     """Whether what was decided for this side was not decided against what the others hold now."""
+    if chosen is not None and chosen.value is None and chosen.moved:
+        # A deletion of what was taken is another matter than what was settled.
+        return True
     others = [side for side in competing if chosen is None or side.value != chosen.value]
     return any(side.moved or not side.seen for side in others)
 
@@ -191,7 +193,8 @@ def _decide(
 
 def _newest(sides: Sequence[Side], parties: Sequence[Side], competing: Sequence[Side]) -> tuple[Side, str] | str:
     """Last write wins: by what this sync has seen itself, then by the vaults' clocks, as far as those can be trusted."""
-    moved = [side for side in parties if any(each.moved for each in competing if each.value == side.value)]
+    changed = [side for side in competing if side.moved or side.again]
+    moved = [side for side in parties if any(each.value == side.value for each in changed)]
     if len(moved) == 1 and moved[0].value is not None and all(side.seen for side in competing):
         return moved[0], f"{_called(moved[0])} is the newest: it changed again after the conflict had been found"
     # When something was deleted, vaults do not tell. A deletion can be repeated, a lost value can not.

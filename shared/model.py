@@ -364,11 +364,12 @@ class Contested:
     """The side whose value the others get; None: not decided."""
     taken: str | None = None
     """The side whose value the others were about to get when this was noted: a job has begun to settle it."""
+    again: tuple[str, ...] = ()
+    """The sides that changed again after the conflict had been found, while another party was away."""
 
-    @property
-    def undecided(self) -> bool:
-        """Whether neither a person nor a rule has settled it."""
-        return self.take is None and self.taken is None
+    def sight(self, side: str | None) -> Sight | None:
+        """What a side held."""
+        return next((sight for sight in self.sides if sight.side == side), None)
 
 
 SOURCE_SIDE = "source"

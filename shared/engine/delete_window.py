@@ -20,6 +20,8 @@ from shared.model import Control, RunStatus, Sync, from_iso, iso
 from shared.plan import guard
 
 WINDOW = timedelta(minutes=10)
+RUNS_LOOKED_AT = 50
+"""How many of the latest runs are asked whether they hold deletes back."""
 RUN_EVERY = timedelta(seconds=30)
 """How often a run is begun at once for deletes that are held back. The others wait for a probe, and share a run."""
 
@@ -78,8 +80,8 @@ class DeleteWindow:
         for _ in range(ATTEMPTS_TO_SAVE):
             now = self._clock()
             control = await self._store.get_control(sync.id)
-            if control.last_run and (why := await self._waiting(control.last_run)):
-                return Held(why, first=False)
+            if run := await self._waiting(sync.id):
+                return Held(f"run {run} waits for an approval", first=False)
             window: dict[str, Any] = {"since": iso(now), "count": 0, **_window(control, target_id, now)}
             number_then = window["count"] + number
             held = None
@@ -101,10 +103,15 @@ class DeleteWindow:
                 return held or Reserved(sync, target_id, window["since"])
         raise _keeps_changing(sync)
 
-    async def _waiting(self, run_id: str) -> str | None:
-        """Why nothing may be deleted: what a run holds back must not trickle away meanwhile, window by window."""
-        run = await self._store.get_run(run_id)
-        return f"run {run_id} waits for an approval" if run is not None and run.status is RunStatus.BLOCKED else None
+    async def _waiting(self, sync_id: str) -> str | None:
+        """The run that holds deletes back: those must not trickle away meanwhile, window by window. A run that was about
+        some paths, or could not look, says nothing of them."""
+        for run in (await self._store.list_runs(sync_id, limit=RUNS_LOOKED_AT)).items:
+            if run.status is RunStatus.BLOCKED:
+                return run.run_id
+            if run.paths is None and not run.dry_run and run.status in (RunStatus.SUCCEEDED, RunStatus.PARTIAL):
+                return None
+        return None
 
     async def give_back(self, reserved: Reserved, number: int) -> None:
         """So many of them were not deleted."""

@@ -7,6 +7,7 @@ it works on all sides. The others are saved on condition that nobody touched the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,8 @@ from shared.notices import is_known, merged
 log = logging.getLogger("vaultferry.writer")
 
 BUSY_DELAY = 1.0
+LONGEST_BUSY_DELAY = 5.0
+"""Seconds until a path that somebody works on is looked at again: as long as they have been at it already."""
 
 
 @dataclass
@@ -41,6 +44,8 @@ class Came(Results):
     """Of which nothing is left to do but to delete."""
     deleted: set[str] = field(default_factory=set)
     """Of which something was deleted, on whichever side."""
+    since: dict[str, float] = field(default_factory=dict)
+    """How many seconds somebody else has worked on those that are busy."""
 
 
 Rows = Mapping[str, ObjectState]
@@ -115,10 +120,7 @@ class Merger:
         work = await self._open(sync, list(hints), came, None, job.attempt)
         if work is not None:
             hints = await self._known_as(work, hints)
-            if new := await self._new_in_any_spelling(work, hints):
-                # Only who has listed a target knows how it spells them.
-                await self._runs.rerun(sync.id)
-                hints = {path: hint for path, hint in hints.items() if path not in new}
+            hints = await self._as_spelt(work, job.target, hints)
             rows = await self.rows(sync, list(hints))
             now = self._in.clock()
             due = [path for path, hint in hints.items() if not _is_old_news(work, job.target, rows[path], hint, now)]
@@ -130,7 +132,8 @@ class Merger:
         behind = [path for path, why in came.later.items() if why.behind]
         failed = {path: why for path, why in came.later.items() if not why.busy and not why.behind}
         if busy:
-            await self._again(job, busy, hints, job.attempt, BUSY_DELAY)
+            at_it = min(came.since.get(path, 0.0) for path in busy)
+            await self._again(job, busy, hints, job.attempt, min(max(at_it, BUSY_DELAY), LONGEST_BUSY_DELAY))
         if behind:
             await self._again(job, behind, hints, job.attempt + 1, LAG_DELAY * 2**job.attempt)
         if failed:
@@ -156,13 +159,31 @@ class Merger:
                 paths[rule.key(row.path)] = row.path
         return merged([(paths.get(rule.key(path), path), hint) for path, hint in hints.items()])
 
-    async def _new_in_any_spelling(self, work: TwoWayWork, paths: Collection[str]) -> set[str]:
-        """Paths that are not remembered, where the source knows them in any spelling and some target in one."""
-        rules = [seat.place.vault.capabilities.names for seat in (work.source, *work.targets)]
-        if not rules[0].ignores_case or all(rule.ignores_case for rule in rules):
-            return set()
-        known = await self.rows(work.sync, list(paths))
-        return {path for path, rows in known.items() if not any(map(_is_remembered, rows.values()))}
+    async def _as_spelt(self, work: TwoWayWork, side: str, hints: Mapping[str, str | None]) -> dict[str, str | None]:
+        """The hints by the spelling in which targets have what is new to us: a source that ignores case knows it in any."""
+        key = work.source.place.vault.capabilities.names.key
+        minding = [
+            seat
+            for seat in work.targets
+            if seat.id != side and not seat.place.vault.capabilities.names.ignores_case and seat.mapper is not None
+        ]
+        if not minding or not work.source.place.vault.capabilities.names.ignores_case:
+            return dict(hints)
+        known = await self.rows(work.sync, list(hints))
+        new = {key(path) for path, rows in known.items() if all(row.revision is None for row in rows.values())}
+        spelt: dict[str, set[str]] = {}
+        for seat in minding if new else ():
+            # Who does not answer is asked by name, and fails.
+            with contextlib.suppress(VaultError):
+                async for path in seat.paths():
+                    if key(path) in new:
+                        spelt.setdefault(key(path), set()).add(path)
+        if any(len(found) > 1 for found in spelt.values()):
+            # A run tells a person.
+            await self._runs.rerun(work.sync.id)
+        called = {each: min(found) for each, found in spelt.items() if len(found) == 1}
+        told = [(called.get(key(path), path), hint) for path, hint in hints.items()]
+        return merged([(path, hint) for path, hint in told if key(path) in called or key(path) not in spelt])
 
     async def _delete(self, work: TwoWayWork, job: EventJob, came: Came, told: Mapping[str, Told]) -> None:
         sync = work.sync
@@ -239,8 +260,9 @@ class Merger:
         saves: list[Save] = []
         for path, rows in before.items():
             row = rows[first]
-            if row.claim_left(now):
+            if left := row.claim_left(now):
                 results.later[path] = Later(busy=True)
+                results.since[path] = (CLAIM - left).total_seconds()
                 continue
             if work.run_id is not None and not row.claim and settled_by(row, work.run_id, op):
                 # This run has dealt with it, and died before it could say so.

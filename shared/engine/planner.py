@@ -23,6 +23,7 @@ from shared.engine.document import PlanDocument, item_of
 from shared.engine.field_changes import look_closer
 from shared.engine.installation import Installation, backoff
 from shared.engine.merger import open_work
+from shared.engine.path_work import forgotten
 from shared.engine.probe import Prober
 from shared.engine.runs import Runs
 from shared.engine.saved_plan import SavedPlan, SavedPlans, carries_out_plan, configuration_of, what_moved
@@ -283,6 +284,8 @@ class Planner:
             states.setdefault(state.path, {})[state.target] = state
         view = TwoWayView(run, await open_work(self._in, sync, run.run_id, 0), source, states, recent)
         await view.look()
+        if not run.dry_run:
+            await self._store.save_objects([Save(forgotten(row)) for row in view.respelt])
         return view
 
     async def _look_one_way(self, run: Run, sync: Sync, target: Target, source: SourceView, recent: int) -> TargetView:

@@ -157,7 +157,7 @@ class Runs:
             decided: list[Save] = []
             if any(contested.take != side for _, contested in asked):
                 # All of them: they were read one by one, and only a save tells of one that is not as it was read.
-                decided = [Save(replace(row, contested=replace(contested, take=side))) for row, contested in asked]
+                decided = [Save(replace(row, contested=replace(each, take=side, taken=None))) for row, each in asked]
             if None not in await self._store.save_objects(decided):
                 return await self._carry_out(sync_id, path)
         raise StoreError(f"{path!r} of sync {sync_id!r} could not be settled: its record keeps changing")

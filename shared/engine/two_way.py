@@ -10,11 +10,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 
+from shared.engine.contested import (
+    Held,
+    are_told,
+    contested_of,
+    has_moved,
+    is_listed,
+    listed_anew,
+    listed_in,
+    one_account,
+    same_sights,
+)
 from shared.engine.outage import Outage
 from shared.engine.path_work import forgotten
 from shared.engine.place import Found, Place
@@ -67,6 +78,14 @@ class Seat:
     key: Callable[[str], str] = str
     """What is equal for paths that are one to the source."""
 
+    async def paths(self) -> AsyncIterator[str]:
+        """Of a target: what it has, by path. Raises any VaultError."""
+        if self.mapper is not None:
+            async for entry in self.place.vault.list_secrets(self.mapper.prefix):
+                path = self.mapper.path_of(entry.name) if entry.live else None
+                if path is not None:
+                    yield path
+
     def name(self, path: str) -> str:
         """Raises InvalidSecret for what the vault can not take, and for the name that another path has there."""
         if self.mapper is not None:
@@ -79,15 +98,6 @@ class Seat:
         name = self.prefix + path
         check_name(self.place.vault.id, name, self.place.vault.capabilities.names)
         return name
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What one side holds: a digest (None: nothing), and what tells it from the next value."""
-
-    digest: str | None = None
-    fingerprint: str | None = None
-    version: str | None = None
 
 
 @dataclass
@@ -245,7 +255,8 @@ class TwoWayWork:
             return self._later(job, error) if error.transient else self._all_failed(job, error)
         if SOURCE_SIDE in looks.closed:
             why = "disabled in the source: left as it is on all sides"
-            return Ended(tuple(_closed(row, job.before[each], why) for each, row in job.rows.items()), Outcome.SKIPPED)
+            saves = tuple(_closed(row, job.before[each], why) for each, row in job.rows.items())
+            return Ended(saves, Outcome.CONFLICT if listed_in(job.rows.values()) else Outcome.SKIPPED)
         merged = self._merge(job.before, looks, job.given)
         seen = self._sights(looks, job.before)
         delete = merged.deletes and self.sync.delete.propagate
@@ -293,12 +304,15 @@ class TwoWayWork:
     ) -> dict[str, Save]:
         contested = contested_of(job.rows.values())
         lost = [sight for sight in seen if sight.digest != merged.value]
-        if contested is not None and contested.taken == merged.winner and _are_told(contested, lost):
+        if contested is not None and contested.taken == merged.winner and are_told(contested, lost):
             return {}
         action = Action.RESOLVE if self._by_hand(job.before, merged) else Action.CONFLICT
         noted = Contested(seen, contested.take if contested else None, taken=merged.winner)
         versions = {sight.side: sight.version for sight in seen}
+        # Who is away has lost, or won, as well.
         saves: dict[str, Save] = {}
+        for each in listed_in(job.rows.values()):
+            saves[each] = Save(replace(intended.get(each) or job.rows[each], contested=noted))
         for target in merged.contested:
             if target == SOURCE_SIDE:
                 continue
@@ -338,13 +352,16 @@ class TwoWayWork:
 
     def _carried(self, seat: Seat, before: Mapping[str, ObjectState]) -> list[str | None]:
         """The versions of a side that were agreed on, or seen in a conflict: it can hold no older one."""
+        rows = [row for row in before.values() if seat.id in (SOURCE_SIDE, row.target)]
+        settled = [row for row in rows if row.status is ObjectStatus.IN_SYNC]
         contested = contested_of(before.values())
-        seen = [sight.version for sight in contested.sides if sight.side == seat.id] if contested else []
-        rows = before.values()
+        sight = contested.sight(seat.id) if contested else None
+        if not settled and sight is not None:
+            # Seen later than anything was agreed on.
+            return [sight.version]
         if seat.id == SOURCE_SIDE:
-            return [*seen, *(row.source_version for row in rows if agreed_part(row, self.recipe(row.target)))]
-        parts = (self.agreed(seat, row) for row in rows if row.target == seat.id)
-        return [*seen, *(part.version for part in parts if part)]
+            return [row.source_version for row in settled or rows if agreed_part(row, self.recipe(row.target))]
+        return [part.version for row in settled or rows if (part := self.agreed(seat, row)) is not None]
 
     def recipe(self, target_id: str) -> str:
         """Identifies the two places that a row speaks of: in other ones, nothing was ever agreed on."""
@@ -388,7 +405,8 @@ class TwoWayWork:
                 base,
                 entry.updated_at if entry and held.digest else None,
                 seat.place.vault.capabilities.time_resolution,
-                moved=sight is not None and _has_moved(sight, held),
+                moved=sight is not None and has_moved(sight, held),
+                again=contested is not None and seat.id in contested.again,
                 seen=sight is not None or contested is None,
             )
 
@@ -397,9 +415,10 @@ class TwoWayWork:
             for seat in self.targets
             if seat.id in looks.held
         ]
-        take, begun = (contested.take, contested.taken) if contested else (None, None)
+        take, begun = self._decided(contested, looks)
         merged = merge(side(self.source, None), targets, self.sync.conflict, take, begun)
-        if away := [each for each in _listed_in(before.values()) if each not in looks.held]:
+        away = [each for each in listed_in(before.values()) if each not in looks.held]
+        if away and take is None:
             why = f"in conflict, and {', '.join(away)} can not be looked at"
             merged = Merge(Verdict.CONFLICT, why, contested=tuple(side.id for side in targets if side.changed))
         if merged.deletes and merged.contested and not self.sync.delete.propagate:
@@ -407,6 +426,19 @@ class TwoWayWork:
             why = f"{merged.reason}, with a deletion, which delete.propagate forbids"
             return replace(merged, verdict=Verdict.CONFLICT, reason=why, winner=None)
         return merged
+
+    def _decided(self, contested: Contested | None, looks: Looks) -> tuple[str | None, str | None]:
+        """The side that a person has decided for, if nothing has come of that yet; and the one that was taken already."""
+        if contested is None:
+            return None, None
+        if contested.taken is None:
+            known = {SOURCE_SIDE, *(target.id for target in self.sync.targets)}
+            return (contested.take if contested.take in known else None), None
+        won = contested.sight(contested.taken)
+        if contested.taken not in looks.held and won is not None and won.digest == looks.held[SOURCE_SIDE].digest:
+            # Whoever was given what was taken speaks for it.
+            return None, SOURCE_SIDE
+        return None, contested.taken
 
     def _base(self, seat: Seat, row: ObjectState, looks: Looks, source: Held) -> str | None:
         """What a target and the source last agreed on, as a digest of today's key."""
@@ -436,21 +468,25 @@ class TwoWayWork:
         return intended if same and intended is not None and written.digest == intended else None
 
     def _by_hand(self, before: Mapping[str, ObjectState], merged: Merge) -> bool:
+        """Whether a person has decided for what is to be done. For a deletion, only where there was nothing already."""
         contested = contested_of(before.values())
-        return contested is not None and contested.take is not None and contested.take == merged.winner
+        if contested is None or contested.take is None or contested.take != merged.winner:
+            return False
+        sight = contested.sight(contested.take)
+        return merged.value is not None or (sight is not None and sight.digest is None)
 
     def _sights(self, looks: Looks, before: Mapping[str, ObjectState]) -> tuple[Sight, ...]:
         """What all sides hold, or held when a conflict that still waits for them was found."""
-        contested, listed = contested_of(before.values()), _listed_in(before.values())
-        known = {sight.side: sight for sight in contested.sides} if contested else {}
+        contested = contested_of(before.values())
+        away = [each for each in listed_in(before.values()) if each not in looks.held]
 
         def sight(seat: Seat) -> Sight:
             held, entry = looks.held[seat.id], looks.found[seat.id].entry
             changed_at = iso(entry.updated_at) if entry and held.digest else None
             return Sight(seat.id, held.fingerprint, held.version, held.digest, changed_at)
 
-        away = (known[each] for each in listed if each not in looks.held and each in known)
-        return (*(sight(seat) for seat in (self.source, *self.targets) if seat.id in looks.held), *away)
+        kept = (sight for sight in contested.sides if sight.side in away) if contested else ()
+        return (*(sight(seat) for seat in (self.source, *self.targets) if seat.id in looks.held), *kept)
 
     # writing ----------------------------------------------------------------------------------------------------------
 
@@ -551,14 +587,16 @@ class TwoWayWork:
                 transient = error if error.transient else transient
                 saves.append(self._failed(row, was, error))
             elif held is None:
+                conflict = conflict or is_listed(row)
                 saves.append(_closed(row, was, "disabled in the target: left as it is on all sides"))
             elif held.digest == source.digest:
                 saves.append(self._agreed(merged, target_id, job, looks))
             elif merged.verdict is Verdict.CONFLICT and target_id in merged.contested:
                 conflict = True
-                saves.append(self._in_conflict(merged, was, row, seen))
+                saves.append(self._in_conflict(merged, was, row, looks, seen))
             else:
                 saves.append(Save(_as_before(self._with_done(row, looks), was)))
+        saves = one_account(saves, job.before.values(), looks.held, seen)
         if transient is not None and not self.final:
             return Ended(tuple(saves), None, transient)
         outcome = Outcome.UNCHANGED
@@ -648,10 +686,12 @@ class TwoWayWork:
         noted = digest is not None and (known is None or (same_key and known.digest != digest))
         return Action.ADOPT if noted else None
 
-    def _in_conflict(self, merged: Merge, was: ObjectState, row: ObjectState, seen: tuple[Sight, ...]) -> Save:
+    def _in_conflict(
+        self, merged: Merge, was: ObjectState, row: ObjectState, looks: Looks, seen: tuple[Sight, ...]
+    ) -> Save:
         """Nothing is touched, and what they last agreed on stays what it was."""
         state = replace(row, status=ObjectStatus.CONFLICT, error=merged.reason, transient=False)
-        if was.contested is not None and _same_sights(was.contested.sides, seen):
+        if was.contested is not None and same_sights(was.contested.sides, seen):
             # Known already: what a person has decided meanwhile stays with it.
             return Save(replace(state, contested=was.contested))
         event = Event(
@@ -662,13 +702,13 @@ class TwoWayWork:
             error=merged.reason,
             detail=_detail(merged, seen),
         )
-        return Save(replace(state, contested=Contested(seen)), event)
+        return Save(replace(state, contested=listed_anew(was.contested, seen, looks.held)), event)
 
     def _failed(self, row: ObjectState, was: ObjectState, error: VaultError) -> Save:
         # What is listed for a person stays listed.
-        status = ObjectStatus.CONFLICT if _is_listed(was) else ObjectStatus.FAILED
+        status = ObjectStatus.CONFLICT if is_listed(row) else ObjectStatus.FAILED
         failed = replace(row, status=status, error=str(error), transient=error.transient)
-        if was.status is status and was.error == failed.error:
+        if (was.status, was.error, was.transient) == (status, failed.error, failed.transient):
             return Save(failed)
         event = Event(Action.FAIL, ObjectStatus.FAILED, self.run_id, attempt=self.attempt, error=failed.error)
         return Save(failed, event)
@@ -690,13 +730,6 @@ def agreed_part(row: ObjectState, recipe: str) -> Part | None:
     return row.parts[0] if row.parts[0].digest is not None else None
 
 
-def contested_of(rows: Iterable[ObjectState]) -> Contested | None:
-    """The conflict that a path's rows tell of: they all tell of the same one. Rows that have failed since come last, but
-    what a person has decided is kept in them too."""
-    told = [row for row in rows if row.contested is not None]
-    return min(told, key=lambda row: row.status is not ObjectStatus.CONFLICT).contested if told else None
-
-
 def _held(place: Place, found: Found) -> Held:
     version = found.entry.version if found.entry else None
     if not found.live or found.digest is None:
@@ -710,43 +743,8 @@ def _lags(seat: Seat, path: str, why: str) -> Unavailable:
     return Unavailable(why, vault=seat.place.vault.id, path=path)
 
 
-def _has_moved(sight: Sight, held: Held) -> bool:
-    if (sight.digest is None) is not (held.digest is None):
-        return True
-    if sight.digest == held.digest and None not in (sight.version, held.version):
-        # A tag changes a fingerprint, too, and no value.
-        return sight.version != held.version
-    if sight.fingerprint is not None and held.fingerprint is not None:
-        return sight.fingerprint != held.fingerprint
-    return sight.digest != held.digest
-
-
-def _same_sights(before: Iterable[Sight], now: Iterable[Sight]) -> bool:
-    known = {sight.side: sight for sight in before}
-    return all(
-        sight.side in known and not _has_moved(known[sight.side], Held(sight.digest, sight.fingerprint, sight.version))
-        for sight in now
-    )
-
-
-def _are_told(contested: Contested, lost: Sequence[Sight]) -> bool:
-    """Whether what is lost is on record already as what lost: then all that has moved is what was taken, or was given it."""
-    won = next((sight.digest for sight in contested.sides if sight.side == contested.taken), None)
-    return _same_sights(contested.sides, lost) and all(sight.digest != won for sight in lost)
-
-
-def _is_listed(row: ObjectState) -> bool:
-    """Whether a row is of a conflict that nobody and nothing has decided yet."""
-    return row.status is ObjectStatus.CONFLICT and row.contested is not None and row.contested.undecided
-
-
-def _listed_in(rows: Iterable[ObjectState]) -> list[str]:
-    """The targets whose conflict of a path is not decided yet."""
-    return [row.target for row in rows if _is_listed(row)]
-
-
 def _closed(row: ObjectState, was: ObjectState, why: str) -> Save:
-    if _is_listed(was):
+    if was.contested is not None:
         return Save(replace(row, status=was.status, error=was.error))
     if was.parts and was.status is not ObjectStatus.DELETED:
         return Save(_as_before(row, was))

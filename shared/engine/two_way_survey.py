@@ -12,6 +12,7 @@ import contextlib
 import logging
 from collections.abc import Mapping, Sequence
 
+from shared.engine.contested import is_listed
 from shared.engine.field_changes import field_changes
 from shared.engine.survey import UNANSWERED, SourceView
 from shared.engine.tally import troubled
@@ -46,6 +47,8 @@ class TwoWayView:
         self.silent: dict[str, VaultError] = dict(work.silent)
         """Targets that can not be looked at, and are left out of what is compared."""
         self.paths: set[str] = set()
+        self.respelt: list[ObjectState] = []
+        """Rows of what was never agreed on, under a spelling that no target has."""
         self.naming = Naming({}, {})
         self.renamed: set[str] = set()
         self.cleanup = True
@@ -80,29 +83,27 @@ class TwoWayView:
     async def look(self) -> None:
         """List all targets; the source was listed before. A target that fails is left out, and nothing is gone from it."""
         await asyncio.gather(*(self._list(seat) for seat in self.work.targets))
+        names = self._called()
         key = self.source.vault.capabilities.names.key
-        names: dict[str, str] = {}
-        remembered = [path for path in self._all if why_left_out(self.sync, path) is None and self._is_remembered(path)]
-        sensitive = {seat.id for seat in self.work.targets if not seat.place.vault.capabilities.names.ignores_case}
-        # What is new is called as a target has it that would not know it in another spelling.
-        spelt = [path for side in sensitive & self._listed.keys() for path in self._listed[side]]
-        others = [path for listed in self._listed.values() for path in listed]
-        for path in (*remembered, *spelt, *self.source.entries, *others):
-            names.setdefault(key(path), path)
         self._hub_paths = {names[key(path)]: path for path in self.source.entries}
         one_here: dict[str, str] = {}
-        for side, listed in self._listed.items():
+        for seat in self.work.targets:
             kept: dict[str, Entry] = {}
-            for path, entry in listed.items():
-                other = kept.setdefault(names[key(path)], entry)
-                if other is not entry:
-                    both = f"{other.name!r} and {entry.name!r} of {side}"
-                elif path != names[key(path)] and side in sensitive:
-                    both = f"{path!r} in {side} and {names[key(path)]!r} elsewhere"
-                else:
+            # Living ones first: a tombstone is in nobody's way.
+            for path, entry in sorted(self._listed.get(seat.id, {}).items(), key=lambda each: not each[1].live):
+                called = names[key(path)]
+                other = kept.setdefault(called, entry)
+                if not entry.live:
                     continue
-                one_here[names[key(path)]] = f"{both} are one secret to the source, which ignores case"
-            self._listed[side] = kept
+                both = None
+                if other is not entry:
+                    both = f"{other.name!r} and {entry.name!r} of {seat.id}"
+                elif path != called and not seat.place.vault.capabilities.names.ignores_case:
+                    both = f"{path!r} in {seat.id} and {called!r} elsewhere"
+                if both is not None:
+                    one_here[called] = f"{both} are one secret to the source, which ignores case"
+            if seat.id in self._listed:
+                self._listed[seat.id] = kept
         known = set(names.values())
         refused = one_here | {path: why for path in known if (why := self._why_refused(path)) is not None}
         for seat in self.work.targets:
@@ -113,6 +114,24 @@ class TwoWayView:
             refused |= {path: why for path, why in shared.items() if is_shared_name(why)}
         self.naming = Naming({}, refused)
         self.paths = known if self.run.paths is None else known & set(self.run.paths)
+
+    def _called(self) -> dict[str, str]:
+        """What the secrets are called that are one to the source: as was agreed on; else as a target has it that tells
+        spellings apart; else as the source has it."""
+        key = self.source.vault.capabilities.names.key
+        remembered = [path for path in self._all if why_left_out(self.sync, path) is None and self._is_remembered(path)]
+        agreed = {path for path in remembered if self._is_agreed(path)}
+        targets = sorted(self.work.targets, key=lambda seat: seat.place.vault.capabilities.names.ignores_case)
+        listed = [(seat, *each) for seat in targets for each in self._listed.get(seat.id, {}).items()]
+        spelt = [
+            path for seat, path, entry in listed if entry.live and not seat.place.vault.capabilities.names.ignores_case
+        ]
+        names: dict[str, str] = {}
+        for path in (*agreed, *spelt, *remembered, *self.source.entries, *(path for _, path, _ in listed)):
+            names.setdefault(key(path), path)
+        others = [path for path in remembered if path not in agreed and names[key(path)] != path]
+        self.respelt = [row for path in others for row in self._all[path].values()]
+        return names
 
     def _is_agreed(self, path: str) -> bool:
         return any(agreed_part(row, self.work.recipe(row.target)) for row in self._all[path].values())
@@ -214,8 +233,10 @@ class TwoWayView:
         if self._is_remembered(path) and all(side is not None and side.value is None for side in (source, *seen)):
             return "gone on all sides"
         found = merge(source, [side for side in seen if side is not None], self.sync.conflict)
-        # What was left half-way is looked at whatever fingerprints tell, but for a delete, which is a plan's to count.
-        return f"{doubtful[0]} since the last run" if doubtful and not self._may_delete(found) else found
+        # What was left half-way is looked at whatever fingerprints tell, but for a delete, which is a plan's to count. What
+        # is listed waits for its parties, which fingerprints do not know of.
+        counted = self._may_delete(found) and not any(map(is_listed, rows.values()))
+        return f"{doubtful[0]} since the last run" if doubtful and not counted else found
 
     def _may_delete(self, found: Merge) -> bool:
         return found.deletes and self.sync.delete.propagate

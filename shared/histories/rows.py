@@ -318,7 +318,8 @@ def _contested(text: str | None) -> Contested | None:
     if text is None:
         return None
     columns = json.loads(text)
-    return Contested(tuple(Sight(**side) for side in columns["sides"]), columns["take"], columns["taken"])
+    sides = tuple(Sight(**side) for side in columns["sides"])
+    return Contested(sides, columns["take"], columns["taken"], tuple(columns.get("again", ())))
 
 
 def object_from(row: Mapping[str, Any], revision: str) -> ObjectState:

@@ -18,7 +18,7 @@ from shared.model import SOURCE_SIDE, ConflictPolicy
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "two-way.md"
 START = datetime(2026, 11, 22, tzinfo=UTC)
-_FACT = re.compile(r"(?P<side>\w+) (?:(?P<begin>\d+)(?:–(?P<end>\d+))?|(?P<word>moved|unseen|taken|begun))")
+_FACT = re.compile(r"(?P<side>\w+) (?:(?P<begin>\d+)(?:–(?P<end>\d+))?|(?P<word>moved|again|unseen|taken|begun))")
 _OUTCOME = re.compile(r"nothing|noted|conflict|deleted on all|(?P<value>[a-z]) to all")
 
 
@@ -73,7 +73,8 @@ def _side(name: str, cell: str, facts: Sequence[re.Match[str]]) -> Side:
             begin, end = int(fact["begin"]), int(fact["end"] or fact["begin"])
             moment, coarse = START + timedelta(seconds=begin), timedelta(seconds=end - begin)
             side = replace(side, changed_at=moment, resolution=coarse)
-        side = replace(side, moved=side.moved or fact["word"] == "moved", seen=side.seen and fact["word"] != "unseen")
+        if fact["word"] in ("moved", "again", "unseen"):
+            side = replace(side, **{"seen": False} if fact["word"] == "unseen" else {fact["word"]: True})
     return side
 
 
@@ -148,8 +149,9 @@ def sides(draw: st.DrawFn, *, moved: bool = True) -> list[Side]:
             None if each == SOURCE_SIDE else draw(VALUES),
             draw(st.none() | st.integers(0, 200).map(lambda seconds: START + timedelta(seconds=seconds))),
             draw(RESOLUTIONS),
-            draw(st.booleans()) if moved else False,
-            draw(st.booleans()) if moved else True,
+            moved=draw(st.booleans()) if moved else False,
+            again=draw(st.booleans()) if moved else False,
+            seen=draw(st.booleans()) if moved else True,
         )
 
     return [side(each) for each in ids]

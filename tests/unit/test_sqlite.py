@@ -252,7 +252,7 @@ async def test_a_newer_layout_is_refused(tmp_path: Path) -> None:
     ("prepare", "says"),
     [
         (lambda path: path.write_bytes(b"this is no database, " * 100), "not a SQLite database"),
-        (lambda path: path.mkdir(), "can not be opened"),
+        (lambda path: path.mkdir(), "is a folder, not a database"),
     ],
 )
 async def test_what_can_not_be_opened_is_said_clearly(tmp_path: Path, prepare: Any, says: str) -> None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from shared.errors import AccessDenied, ConfigError, Unavailable
+from shared.history import Save
 from shared.model import ConflictPolicy, DeletePolicy, ObjectStatus, RetryPolicy, Secret, Target
 from shared.notices import AuditNotice
-from shared.vault import NameRule
+from shared.vault import Capabilities, NameRule
 from tests.memory_vault import MemoryVault
-from tests.unit.test_two_way import LISTED, PROPAGATE, TIMED, Two, two
+from tests.unit.test_two_way import KV1, LISTED, PROPAGATE, TIMED, Two, two
 from tests.world import Clock, OpenedVaults, one_way, two_way, world
 
 SPOKES = ("source", "one", "two")
@@ -115,6 +117,61 @@ async def test_at_first_contact_a_secret_keeps_the_spelling_of_the_vault_that_mi
         assert source.values() == {"DB": {"value": "new"}}
 
 
+async def test_a_run_while_the_target_is_down_fixes_no_spelling(tmp_path: Path) -> None:
+    async with spelling(tmp_path, "target") as w:
+        w.vaults["source"].put("DB", "same")
+        w.vaults["target"].put("db", "same")
+        w.vaults["target"].faults.always = Unavailable("down", vault="target")
+        await w.sync()
+        w.vaults["target"].faults.always = None
+        assert str((await w.sync()).status) == "succeeded"
+        assert statuses((await w.states()).values()) == {"target": "in_sync"}
+        assert {path: str(row.status) for (_, path), row in (await w.states()).items()} == {
+            "DB": "deleted",
+            "db": "in_sync",
+        }
+
+
+async def test_only_a_new_secret_of_a_source_that_ignores_case_costs_a_listing(tmp_path: Path) -> None:
+    async with spelling(tmp_path, "target") as w:
+        source, target = w.vaults["source"], w.vaults["target"]
+        w.syncs["s"] = two_way("target", delete=PROPAGATE)
+        for number in range(3):
+            source.put(f"n{number}", "1")
+        await w.sync()
+        source.remove("n0")
+        await w.sync()
+
+        async def listings(side: str, name: str) -> int:
+            source.calls.clear()
+            target.calls.clear()
+            await w.engine.events.take([AuditNotice(f"{side}/", name)])
+            await w.drain()
+            return source.calls["list"] + target.calls["list"]
+
+        assert await listings("target", "n0") == 0, "the echo of our own deletion"
+        assert await listings("target", "never") == 0
+        assert await listings("source", "n1") == 0
+        source.put("new", "1")
+        assert await listings("source", "new") == 1
+        assert target.values()["new"] == {"value": "1"}
+
+
+async def test_an_event_of_a_new_secret_does_not_wait_for_its_listing(tmp_path: Path) -> None:
+    async with spelling(tmp_path, "target") as w:
+        source = w.vaults["source"]
+
+        async def nothing(prefix: str = "") -> Any:
+            return
+            yield
+
+        source.put("new", "1")
+        source.list_secrets = nothing
+        await w.engine.events.take([AuditNotice("source/", "new")])
+        await w.drain()
+        assert w.vaults["target"].values() == {"new": {"value": "1"}}
+
+
 async def test_spokes_that_spell_a_new_secret_differently_are_told(tmp_path: Path) -> None:
     async with spelling(tmp_path, "one", "two") as w:
         w.vaults["one"].put("db", "1")
@@ -156,8 +213,9 @@ async def test_deletes_are_counted_whatever_becomes_of_one_spoke(tmp_path: Path,
         assert len(hub["one"].values()) >= 12
 
 
+@pytest.mark.parametrize("between", [None, "a replay", "a run that failed"])
 @pytest.mark.parametrize("kind", [two_way, one_way])
-async def test_what_waits_for_an_approval_does_not_trickle_away(tmp_path: Path, kind: Any) -> None:
+async def test_what_waits_for_an_approval_does_not_trickle_away(tmp_path: Path, kind: Any, between: str | None) -> None:
     clock = Clock()
     vaults = [MemoryVault(each, TIMED, clock=lambda: clock.now) for each in ("source", "target")]
     async with world(tmp_path, vaults, kind("target", delete=GUARD), clock=clock) as w:
@@ -168,14 +226,21 @@ async def test_what_waits_for_an_approval_does_not_trickle_away(tmp_path: Path, 
             vaults[0].remove(f"n{number:02}")
         run = await w.sync()
         assert str(run.status) == "blocked"
+        if between == "a replay":
+            await w.engine.runs.replay("s", "n19")
+            await w.drain()
+        elif between is not None:
+            vaults[0].faults.always = Unavailable("down", vault="source")
+            await w.sync()
+            vaults[0].faults.always = None
         for _ in range(3):
             clock.advance(minutes=11)
             for number in range(12):
                 await w.engine.events.take([AuditNotice("source/", f"n{number:02}")])
                 await w.drain()
         assert len(vaults[1].values()) == 20
-        last = (await w.store.get_control("s")).last_run
-        await w.engine.runs.approve(last)
+        (last, *_) = [each for each in (await w.store.list_runs("s")).items if str(each.status) == "blocked"]
+        await w.engine.runs.approve(last.run_id)
         await w.drain()
         assert len(vaults[1].values()) == 8
         vaults[0].remove("n19")
@@ -222,6 +287,183 @@ async def test_a_listed_conflict_touches_nothing_while_one_of_its_parties_is_awa
         assert len(await hub.told("conflict")) == found, "it is the same conflict"
         await hub.take("a", "one")
         assert hub.values() == {"a": {"value": "O"}}
+
+
+@pytest.mark.parametrize("why", [AccessDenied("gone", vault="one"), Unavailable("gone", vault="one")])
+async def test_a_decision_for_a_side_that_is_gone_waits_and_can_be_made_anew(tmp_path: Path, why: Exception) -> None:
+    async with two(tmp_path, names=SPOKES, conflict=ConflictPolicy.MANUAL) as hub:
+        await hub.agree(a="1")
+        hub["source"].put("a", "S")
+        hub["one"].put("a", "O")
+        await hub.w.sync()
+        hub["one"].faults.always = why
+        await hub.take("a", "one")
+        await hub.w.sync()
+        assert (await hub.listed(), hub["two"].values()) == ({"a"}, {"a": {"value": "1"}})
+        await hub.take("a", "source")
+        assert hub["two"].values() == {"a": {"value": "S"}}
+        hub["one"].faults.always = None
+        await hub.w.sync()
+        assert hub.values() == {"a": {"value": "S"}}
+
+
+async def test_a_decision_for_a_target_that_is_not_configured_any_more_is_none(tmp_path: Path) -> None:
+    async with two(tmp_path, names=SPOKES, conflict=ConflictPolicy.MANUAL) as hub:
+        await hub.agree(a="1")
+        hub["one"].put("a", "O")
+        hub["two"].put("a", "T")
+        await hub.w.sync()
+        hub["one"].faults.always = Unavailable("down", vault="one")
+        await hub.take("a", "one")
+        hub.w.syncs["s"] = two_way("two", conflict=ConflictPolicy.MANUAL)
+        await hub.w.sync()
+        assert hub["source"].values() == {"a": {"value": "T"}}
+
+
+def _deletes_in_the_source(hub: Two) -> None:
+    hub["source"].remove("a")
+
+
+def _deletes_in_two(hub: Two) -> None:
+    hub["two"].remove("a")
+
+
+def _puts_back(hub: Two) -> None:
+    hub["source"].put("a", "S")
+
+
+@pytest.mark.parametrize("kind", [TIMED, KV1])
+@pytest.mark.parametrize("later", [_deletes_in_the_source, _deletes_in_two, _puts_back])
+async def test_a_decision_that_was_carried_out_undoes_nothing_that_comes_later(
+    tmp_path: Path, later: Callable[[Two], None], kind: Capabilities
+) -> None:
+    async with two(tmp_path, kind, names=SPOKES, conflict=ConflictPolicy.MANUAL, delete=PROPAGATE) as hub:
+        await hub.agree(a="1")
+        hub["source"].put("a", "S")
+        hub["one"].put("a", "O")
+        hub["two"].put("a", "T")
+        await hub.w.sync()
+        hub["one"].faults.always = Unavailable("down", vault="one")
+        await hub.take("a", "two")
+        assert hub["source"].values() == {"a": {"value": "T"}}
+        hub.w.clock.advance(days=30)
+        later(hub)
+        wanted = hub["source"].values() if later is not _deletes_in_two else {}
+        await hub.w.sync()
+        await hub.w.sync()
+        assert hub["source"].values() == hub["two"].values() == wanted
+
+
+async def test_a_decision_of_long_ago_lets_no_deletes_past_the_guard(tmp_path: Path) -> None:
+    names = [f"n{number:02}" for number in range(10)]
+    async with two(tmp_path, names=SPOKES, conflict=ConflictPolicy.MANUAL, delete=GUARD) as hub:
+        await hub.agree(**dict.fromkeys(names, "1"))
+        for name in names:
+            hub["source"].put(name, "S")
+            hub["one"].put(name, "O")
+        await hub.w.sync()
+        hub["one"].faults.always = Unavailable("down", vault="one")
+        for name in names:
+            await hub.take(name, "source")
+        hub.w.clock.advance(days=30)
+        for name in names:
+            hub["source"].remove(name)
+            await hub.hear("source", name)
+            await hub.w.drain()
+        assert len(hub["two"].values()) >= 5
+
+
+async def test_deletes_that_are_in_conflict_block_no_run(tmp_path: Path) -> None:
+    async with two(tmp_path, names=SPOKES, conflict=ConflictPolicy.MANUAL, delete=GUARD) as hub:
+        await hub.agree(**{f"n{number:02}": "1" for number in range(10)})
+        for number in range(5):
+            hub["source"].remove(f"n{number:02}")
+            hub["one"].put(f"n{number:02}", "O")
+        await hub.w.sync()
+        hub["one"].faults.always = Unavailable("down", vault="one")
+        run = await hub.w.sync()
+        assert (str(run.status), run.deleted) == ("partial", 0)
+        for number in range(5):
+            await hub.take(f"n{number:02}", "one")
+        run = await hub.w.sync()
+        assert (str(run.status), run.deleted) == ("partial", 0)
+        hub["source"].remove("n09")
+        await hub.hear("source", "n09")
+        await hub.w.drain()
+        assert "n09" not in hub["two"].values(), "other deletes are carried"
+
+
+@pytest.mark.parametrize("away", ["one", "two"])
+async def test_an_edit_while_a_party_is_away_still_decides_when_it_is_back(tmp_path: Path, away: str) -> None:
+    async with two(tmp_path, names=SPOKES, timed=False) as hub:
+        await hub.agree(a="1")
+        hub["source"].put("a", "S")
+        hub["one"].put("a", "O")
+        hub["two"].put("a", "T")
+        await hub.w.sync()
+        assert await hub.listed() == {"a"}
+        hub[away].faults.always = Unavailable("down", vault=away)
+        hub["source"].put("a", "EDIT")
+        await hub.w.sync()
+        hub[away].faults.always = None
+        await hub.w.sync()
+        assert hub.values() == {"a": {"value": "EDIT"}}
+
+
+async def test_a_person_decides_against_what_is_shown(tmp_path: Path) -> None:
+    async with two(tmp_path, names=SPOKES, conflict=ConflictPolicy.MANUAL) as hub:
+        await hub.agree(a="1")
+        hub["source"].put("a", "S")
+        hub["one"].put("a", "O")
+        hub["two"].put("a", "T")
+        await hub.w.sync()
+        hub["one"].faults.always = Unavailable("down", vault="one")
+        hub["source"].put("a", "S2")
+        await hub.w.sync()
+        rows = await hub.rows()
+        assert {sight.version for row in rows for sight in row.contested.sides if sight.side == "source"} == {"3"}
+        await hub.take("a", "two")
+        assert hub["source"].values() == {"a": {"value": "T"}}
+
+
+async def test_what_is_there_anew_can_be_taken_though_its_deletion_may_not(tmp_path: Path) -> None:
+    async with two(tmp_path, names=SPOKES, conflict=ConflictPolicy.MANUAL) as hub:
+        await hub.agree(a="1")
+        hub["source"].remove("a")
+        hub["one"].put("a", "O")
+        await hub.w.sync()
+        hub["one"].faults.always = AccessDenied("gone", vault="one")
+        hub["source"].put("a", "NEW")
+        await hub.w.sync()
+        await hub.take("a", "source")
+        assert hub["two"].values() == {"a": {"value": "NEW"}}
+
+
+async def test_what_a_rule_has_settled_is_not_listed(tmp_path: Path) -> None:
+    async with two(tmp_path, names=SPOKES, timed=False) as hub:
+        await hub.agree(a="1")
+        hub["source"].put("a", "S")
+        hub["one"].put("a", "O")
+        await hub.w.sync()
+        hub["source"].put("a", "S2")
+        hub["one"].faults.add("set", AccessDenied("read-only", vault="one"), times=1000)
+        await hub.w.sync()
+        assert (hub["two"].values(), await hub.listed()) == ({"a": {"value": "S2"}}, set())
+
+
+@pytest.mark.parametrize("retries", [0, 3])
+async def test_a_failure_of_what_is_listed_is_on_record_once(tmp_path: Path, retries: int) -> None:
+    policy = RetryPolicy(max_retries=retries)
+    async with two(tmp_path, names=SPOKES, conflict=ConflictPolicy.MANUAL, retry_policy=policy) as hub:
+        await hub.agree(a="1")
+        hub["source"].put("a", "S")
+        hub["one"].put("a", "O")
+        await hub.w.sync()
+        hub["one"].faults.always = Unavailable("down", vault="one")
+        for _ in range(2):
+            await hub.hear("source", "a")
+            await hub.w.drain()
+        assert len(await hub.told("fail")) == 1
 
 
 async def test_a_conflict_is_listed_and_can_be_decided_while_a_side_is_down(tmp_path: Path) -> None:
@@ -354,6 +596,13 @@ async def test_a_conflict_stays_listed_while_the_source_is_disabled(
         await both.hear("target", "a", 2)
         await both.w.drain()
         assert await both.listed() == {"a"}
+        both["source"].kept["a"].enabled = True
+        both["target"].kept["a"].enabled = False
+        assert (await both.sync("failed")).conflicts == 1
+        await both.take("a", "source")
+        both["target"].kept["a"].enabled = True
+        await both.w.sync()
+        assert both.values() == {"a": {"value": "S"}}
 
 
 # --- versions -----------------------------------------------------------------------------------------------------------
@@ -400,9 +649,7 @@ async def test_a_side_that_lags_is_asked_again_however_few_retries_there_are(
         assert [fields["value"] for _, fields in target.writes] == ["v1", "v2", "v3"]
 
 
-def _saved(state: Any, status: ObjectStatus) -> Any:
-    from shared.history import Save
-
+def _saved(state: Any, status: ObjectStatus) -> Save:
     return Save(replace(state, status=status, error=None if status is ObjectStatus.IN_SYNC else "why"))
 
 
@@ -432,6 +679,57 @@ async def test_an_event_is_not_old_news_while_somebody_reads_versions_that_began
         await both.w.drain()
         assert heard == [2]
         assert both.values() == {"a": {"value": "new 2"}}
+
+
+@pytest.mark.parametrize("wiped", ["source", "target"])
+async def test_versions_that_begin_anew_are_waited_for_once_where_a_conflict_is_listed(
+    tmp_path: Path, wiped: str
+) -> None:
+    async with two(tmp_path, conflict=ConflictPolicy.MANUAL) as both:
+        await both.agree(a="1")
+        for number in range(5):
+            both[wiped].put("a", f"v{number}")
+        await both.w.sync()
+        del both[wiped].kept["a"]
+        both[wiped].put("a", "anew")
+        both.other(wiped).put("a", "other")
+        await both.w.sync()
+        assert await both.listed() == {"a"}
+        both.forget()
+        await both.w.sync()
+        assert both["source"].calls["get"] == 1
+
+
+async def test_a_row_that_is_behind_does_not_make_all_others_wait(tmp_path: Path) -> None:
+    async with two(tmp_path, names=SPOKES) as hub:
+        await hub.agree(a="1")
+        for number in range(5):
+            hub["source"].put("a", f"v{number}")
+        await hub.w.sync()
+        hub["two"].faults.always = AccessDenied("no", vault="two")
+        await hub.w.sync()
+        del hub["source"].kept["a"]
+        hub["source"].put("a", "anew")
+        await hub.w.sync()
+        for number in range(3):
+            hub.forget()
+            hub["source"].put("a", f"again {number}")
+            await hub.hear("source", "a", hub["source"].kept["a"].version)
+            await hub.w.drain()
+            assert hub["source"].calls["get"] == 1
+            assert hub["one"].values() == {"a": {"value": f"again {number}"}}
+
+
+async def test_a_dead_jobs_path_is_asked_for_ever_more_rarely(tmp_path: Path) -> None:
+    async with two(tmp_path) as both:
+        await both.agree(a="1")
+        (row,) = await both.rows()
+        until = both.w.clock() + timedelta(seconds=300)
+        await both.w.store.save_objects([Save(replace(row, claim="dead:1", claim_expires_at=until))])
+        both.w.queues.sent.clear()
+        await both.hear("target", "a", 1)
+        await both.w.drain()
+        assert 1 < len(both.w.queues.sent) < 80
 
 
 # --- configuration --------------------------------------------------------------------------------------------------------

@@ -120,15 +120,17 @@ def digest_key(env: Mapping[str, str]) -> str:
             f"{DIGEST_KEY} is not set: with a storage account it is required, at least {MIN_KEY_LENGTH} characters "
             "(such as `openssl rand -hex 32` gives), and the same for all that use this account"
         )
-    return _kept_key(path.with_name(f"{path.name}.key"))
+    return _kept_key(path.with_name(f"{path.name}.key"), path)
 
 
-def _kept_key(path: Path) -> str:
+def _kept_key(path: Path, database: Path) -> str:
     """The key in a file, made by whichever process comes first."""
     problem = f"the digest key {path} can not be read or made"
     try:
         with contextlib.suppress(FileNotFoundError):
             return _read_key(path)
+        if database.exists():
+            log.warning("%s is not there, so a new digest key is made: all values are compared anew", path)
         _make_key(path)
         return _read_key(path)
     except OSError as error:

@@ -39,7 +39,9 @@ async def _source_fields(app: App, sync: Sync, path: str) -> tuple[Fields | None
         vault = await app.vaults.get(sync.source.vault, sync.source.resource)
         return (await vault.get_secret(sync.source.prefix + path)).fields, None
     except SecretNotFound:
-        return None, "there is no such secret, so only its name is explained"
+        prefix = sync.source.prefix
+        hint = f" (a path is what follows {prefix!r})" if prefix and path.startswith(prefix) else ""
+        return None, f"there is no such secret{hint}, so only its name is explained"
     except VaultError as error:
         return None, f"{error.message}, so only its name is explained"
 

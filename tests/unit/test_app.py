@@ -73,6 +73,16 @@ def test_a_key_is_made_once_beside_the_file_for_its_owner_alone(tmp_path: Path) 
     assert stat.S_IMODE((tmp_path / "v.db.key").stat().st_mode) == 0o600
 
 
+def test_a_key_that_is_gone_from_beside_its_database_is_not_replaced_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "v.db").touch()
+    digest_key({"VAULTFERRY_STORE": f"sqlite:///{tmp_path}/v.db"})
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}/v.db.key is not there, so a new digest key is made: all values are compared anew"
+    ]
+
+
 def test_processes_that_start_together_share_one_key(tmp_path: Path) -> None:
     script = "import sys; from shared.app import digest_key; print(digest_key({'VAULTFERRY_STORE': sys.argv[1]}))"
     command = [sys.executable, "-c", script, f"sqlite:///{tmp_path}/v.db"]

@@ -107,6 +107,8 @@ def test_what_is_not_there_is_explained_by_its_name(here: Here) -> None:
     ended = here.run("plan", "--explain", "a/b", "--json")
     assert ended.code == 0
     assert ended.json["source"]["error"] == "there is no such secret, so only its name is explained"
+    whole = here.run("plan", "--explain", "apps/team/nothing", "--json")
+    assert whole.json["source"]["error"].startswith("there is no such secret (a path is what follows 'apps/'), so")
     assert ended.json["targets"][0]["names"] == [{"name": "new/A/b", "fields": None}]
 
 

@@ -65,13 +65,17 @@ def are_told(contested: Contested, lost: Sequence[Sight]) -> bool:
 
 def listed_anew(before: Contested | None, seen: tuple[Sight, ...], here: Collection[str]) -> Contested:
     """A conflict of what the sides hold now. As long as a party is away (not `here`), it is kept which of the others have
-    changed since it was found: when that is back, what this sync has seen itself still says which is the newest."""
-    again: set[str] = set()
-    if before is not None and any(sight.side not in here for sight in seen):
-        sights = {sight.side: sight for sight in before.sides}
-        moved = {now.side for now in seen if now.side in sights and has_moved(sights[now.side], _held(now))}
-        again = {*before.again, *moved}
-    return Contested(seen, again=tuple(sorted(again)))
+    changed since it was found: when that is back, what this sync has seen itself still says which is the newest. A
+    decision by hand stays where all that has moved is the side that was taken."""
+    if before is None:
+        return Contested(seen)
+    sights = {sight.side: sight for sight in before.sides}
+    moved = {now.side for now in seen if now.side in sights and has_moved(sights[now.side], _held(now))}
+    again = {*before.again, *moved} if any(sight.side not in here for sight in seen) else set()
+    new = any(now.side not in sights for now in seen)
+    gone = any(now.side == before.take and now.side in moved and now.digest is None for now in seen)
+    stays = not new and not gone and moved <= {before.take}
+    return Contested(seen, before.take if stays else None, again=tuple(sorted(again)))
 
 
 def one_account(

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
+from shared.engine.contested import is_listed
 from shared.engine.installation import Installation, backoff
 from shared.engine.outage import Outage
 from shared.engine.path_work import Later, PathWork, Settled, fail_event
@@ -246,7 +247,7 @@ class Settler:
             error = errors[before.path]
             failed = replace(
                 before,
-                status=ObjectStatus.FAILED,
+                status=_failed(before),
                 error=str(error),
                 transient=error.transient,
                 last_sync_at=self._in.clock(),
@@ -273,7 +274,7 @@ class Settler:
         saves = []
         for path in paths:
             state = states.get(path) or ObjectState(sync_id, target_id, path)
-            failed = replace(state, status=ObjectStatus.FAILED, error=why, transient=False)
+            failed = replace(state, status=_failed(state), error=why, transient=False)
             if not state.claim_left(now):
                 # Otherwise somebody may be at it: nobody else is to begin with it, whatever the record says meanwhile.
                 failed = replace(failed, claim=None, claim_expires_at=None)
@@ -281,6 +282,11 @@ class Settler:
                 failed = replace(failed, run_id=run_id, outcome=Outcome.FAILED)
             saves.append(Save(failed, Event(Action.FAIL, ObjectStatus.FAILED, run_id, attempt=attempt, error=why)))
         await self._store.save_objects(saves)
+
+
+def _failed(before: ObjectState) -> ObjectStatus:
+    """What a failure makes of a row: what is listed for a person stays listed."""
+    return ObjectStatus.CONFLICT if is_listed(before) else ObjectStatus.FAILED
 
 
 def _given_back(work: PathWork, each: Claimed, later: Later, final: bool) -> tuple[Save, Outcome | Later]:

@@ -415,9 +415,10 @@ class TwoWayWork:
             for seat in self.targets
             if seat.id in looks.held
         ]
-        take, begun = self._decided(contested, looks)
+        listed = listed_in(before.values())
+        take, begun = self._decided(contested, bool(listed), looks)
         merged = merge(side(self.source, None), targets, self.sync.conflict, take, begun)
-        away = [each for each in listed_in(before.values()) if each not in looks.held]
+        away = [each for each in listed if each not in looks.held]
         if away and take is None:
             why = f"in conflict, and {', '.join(away)} can not be looked at"
             merged = Merge(Verdict.CONFLICT, why, contested=tuple(side.id for side in targets if side.changed))
@@ -427,13 +428,13 @@ class TwoWayWork:
             return replace(merged, verdict=Verdict.CONFLICT, reason=why, winner=None)
         return merged
 
-    def _decided(self, contested: Contested | None, looks: Looks) -> tuple[str | None, str | None]:
+    def _decided(self, contested: Contested | None, listed: bool, looks: Looks) -> tuple[str | None, str | None]:
         """The side that a person has decided for, if nothing has come of that yet; and the one that was taken already."""
         if contested is None:
             return None, None
         if contested.taken is None:
             known = {SOURCE_SIDE, *(target.id for target in self.sync.targets)}
-            return (contested.take if contested.take in known else None), None
+            return (contested.take if listed and contested.take in known else None), None
         won = contested.sight(contested.taken)
         if contested.taken not in looks.held and won is not None and won.digest == looks.held[SOURCE_SIDE].digest:
             # Whoever was given what was taken speaks for it.
@@ -472,8 +473,10 @@ class TwoWayWork:
         contested = contested_of(before.values())
         if contested is None or contested.take is None or contested.take != merged.winner:
             return False
+        if merged.value is not None:
+            return True
         sight = contested.sight(contested.take)
-        return merged.value is not None or (sight is not None and sight.digest is None)
+        return sight is not None and sight.digest is None and (contested.taken is None or bool(merged.contested))
 
     def _sights(self, looks: Looks, before: Mapping[str, ObjectState]) -> tuple[Sight, ...]:
         """What all sides hold, or held when a conflict that still waits for them was found."""
@@ -595,7 +598,7 @@ class TwoWayWork:
                 conflict = True
                 saves.append(self._in_conflict(merged, was, row, looks, seen))
             else:
-                saves.append(Save(_as_before(self._with_done(row, looks), was)))
+                saves.append(Save(_as_before(self._with_news(self._with_done(row, looks), looks), was)))
         saves = one_account(saves, job.before.values(), looks.held, seen)
         if transient is not None and not self.final:
             return Ended(tuple(saves), None, transient)
@@ -614,6 +617,18 @@ class TwoWayWork:
             outcome = Outcome.SKIPPED
         silent = frozenset(error.vault for error in looks.errors.values() if error.transient)
         return Ended(tuple(saves), outcome, transient, delete=put_off, silent=silent)
+
+    def _with_news(self, row: ObjectState, looks: Looks) -> ObjectState:
+        """A row that knows a side that holds what was agreed on by its latest version: a plan goes by those."""
+        seat = next(seat for seat in self.targets if seat.id == row.target)
+        held, source, agreed = looks.held[seat.id], looks.held[SOURCE_SIDE], self.agreed(seat, row)
+        if agreed is None or agreed.digest is None or row.digest_key_id != seat.place.digester.key_id:
+            return row
+        if held.digest == agreed.digest:
+            return replace(row, parts=(replace(agreed, fingerprint=held.fingerprint, version=held.version),))
+        if source.digest == agreed.digest:
+            return replace(row, source_fingerprint=source.fingerprint, source_version=source.version)
+        return row
 
     def _with_done(self, row: ObjectState, looks: Looks) -> ObjectState:
         """A row that says what a job that died has done: a plan knows it then, too."""
@@ -744,8 +759,11 @@ def _lags(seat: Seat, path: str, why: str) -> Unavailable:
 
 
 def _closed(row: ObjectState, was: ObjectState, why: str) -> Save:
-    if was.contested is not None:
+    if is_listed(row):
         return Save(replace(row, status=was.status, error=was.error))
+    if row.contested is not None:
+        # It has lost, whenever it opens.
+        return Save(replace(_as_before(row, was), contested=row.contested))
     if was.parts and was.status is not ObjectStatus.DELETED:
         return Save(_as_before(row, was))
     return Save(replace(row, status=ObjectStatus.SKIPPED, error=why, transient=False))

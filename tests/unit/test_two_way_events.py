@@ -289,6 +289,138 @@ async def test_a_listed_conflict_touches_nothing_while_one_of_its_parties_is_awa
         assert hub.values() == {"a": {"value": "O"}}
 
 
+@pytest.mark.parametrize("names", [("source", "one"), SPOKES])
+@pytest.mark.parametrize("edit", ["S2", "1"])
+async def test_a_decision_that_waits_takes_what_its_side_holds_by_then(
+    tmp_path: Path, edit: str, names: tuple[str, ...]
+) -> None:
+    async with two(tmp_path, names=names, conflict=ConflictPolicy.MANUAL) as hub:
+        await hub.agree(a="1")
+        hub["source"].put("a", "S")
+        hub["one"].put("a", "O")
+        await hub.w.sync()
+        hub["one"].faults.always = Unavailable("down", vault="one")
+        await hub.take("a", "source")
+        hub["source"].put("a", edit)
+        await hub.w.sync()
+        hub["one"].faults.always = None
+        await hub.w.sync()
+        assert hub.values() == {"a": {"value": edit}}
+
+
+async def test_a_decision_for_a_deletion_of_long_ago_lets_none_past_the_guard(tmp_path: Path) -> None:
+    names = [f"n{number:02}" for number in range(10)]
+    async with two(tmp_path, names=SPOKES, conflict=ConflictPolicy.MANUAL, delete=GUARD) as hub:
+        await hub.agree(**dict.fromkeys(names, "1"))
+        for name in names:
+            hub["source"].remove(name)
+            hub["two"].put(name, "T")
+        await hub.w.sync()
+        hub["two"].faults.always = AccessDenied("no", vault="two")
+        for name in names:
+            await hub.take(name, "source")
+        assert hub["one"].values() == {}, "what was decided is done, however many there are"
+        hub.w.clock.advance(days=30)
+        for name in names:
+            hub["source"].put(name, "NEW")
+        await hub.w.sync()
+        assert len(hub["one"].values()) == 10
+        hub.w.clock.advance(days=30)
+        for name in names:
+            hub["source"].remove(name)
+            await hub.hear("source", name)
+            await hub.w.drain()
+        assert len(hub["one"].values()) >= 5
+
+
+@pytest.mark.parametrize("error", [ConfigError("no certificate"), Unavailable("down", vault="source")])
+async def test_a_conflict_stays_listed_while_a_vault_can_not_be_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    async with two(tmp_path, names=SPOKES, conflict=ConflictPolicy.MANUAL, delete=PROPAGATE) as hub:
+        await hub.agree(a="1")
+        hub["one"].put("a", "O")
+        hub["two"].remove("a")
+        await hub.w.sync()
+        get = OpenedVaults.get
+
+        async def without_source(self: OpenedVaults, vault_id: str, resource: str = "secrets") -> Any:
+            if vault_id == "source":
+                raise error
+            return await get(self, vault_id, resource)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(OpenedVaults, "get", without_source)
+            await hub.hear("two", "a")
+            await hub.w.drain()
+        assert await hub.listed() == {"a"}
+        hub["one"].faults.always = Unavailable("down", vault="one")
+        await hub.hear("two", "a")
+        await hub.w.drain()
+        assert hub["source"].values() == {"a": {"value": "1"}}
+        assert await hub.listed() == {"a"}
+
+
+async def test_a_conflict_stays_listed_when_its_job_is_given_up(tmp_path: Path) -> None:
+    async with two(tmp_path, conflict=ConflictPolicy.MANUAL) as both:
+        await both.agree(a="1")
+        both["source"].put("a", "S")
+        both["target"].put("a", "O")
+        await both.w.sync()
+        await both.hear("source", "a")
+        await both.w.engine.give_up(both.w.queues.messages.pop(0)[1])
+        assert await both.listed() == {"a"}
+
+
+async def test_what_a_former_version_has_carried_out_is_not_carried_out_again(tmp_path: Path) -> None:
+    async with two(tmp_path, KV1, names=SPOKES, conflict=ConflictPolicy.MANUAL, delete=PROPAGATE) as hub:
+        await hub.agree(a="1")
+        hub["source"].put("a", "S")
+        hub["one"].put("a", "O")
+        hub["two"].put("a", "T")
+        await hub.w.sync()
+        then = next(row.contested for row in await hub.rows() if row.target == "one")
+        hub["one"].faults.always = Unavailable("down", vault="one")
+        await hub.take("a", "two")
+        (row,) = [row for row in await hub.rows() if row.target == "one"]
+        former = replace(row, status=ObjectStatus.FAILED, contested=replace(then, take="two"))
+        await hub.w.store.save_objects([Save(former)])
+        hub["source"].put("a", "S")
+        await hub.w.sync()
+        assert hub["source"].values() == {"a": {"value": "S"}}
+
+
+@pytest.mark.parametrize("names", [("source", "target"), SPOKES])
+@pytest.mark.parametrize("which", [0, -1])
+async def test_a_deletion_beside_a_rewrite_of_the_same_value_is_carried(
+    tmp_path: Path, names: tuple[str, ...], which: int
+) -> None:
+    async with two(tmp_path, names=names, delete=PROPAGATE) as hub:
+        await hub.agree(a="1", b="1")
+        hub[names[which]].put("a", "1")
+        hub[names[-1 - which]].remove("a")
+        for _ in range(2):
+            await hub.w.sync(allow_deletes=True)
+        assert hub.values() == {"b": {"value": "1"}}
+
+
+async def test_a_disabled_party_that_has_lost_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _hand_out_nothing_disabled(monkeypatch)
+    async with two(tmp_path, LISTED, names=SPOKES, conflict=ConflictPolicy.MANUAL, delete=PROPAGATE) as hub:
+        await hub.agree(a="1")
+        hub["source"].put("a", "S")
+        hub["one"].put("a", "O")
+        hub["two"].put("a", "T")
+        await hub.w.sync()
+        hub["one"].kept["a"].enabled = False
+        await hub.take("a", "two")
+        run = await hub.w.sync()
+        assert (await hub.listed(), run.conflicts) == (set(), 0)
+        hub["one"].kept["a"].enabled = True
+        await hub.w.sync()
+        assert hub.values() == {"a": {"value": "T"}}
+
+
 @pytest.mark.parametrize("why", [AccessDenied("gone", vault="one"), Unavailable("gone", vault="one")])
 async def test_a_decision_for_a_side_that_is_gone_waits_and_can_be_made_anew(tmp_path: Path, why: Exception) -> None:
     async with two(tmp_path, names=SPOKES, conflict=ConflictPolicy.MANUAL) as hub:
@@ -574,9 +706,7 @@ async def test_a_tag_is_no_edit(tmp_path: Path) -> None:
         assert both["target"].values() == {"a": {"value": "T"}}
 
 
-async def test_a_conflict_stays_listed_while_the_source_is_disabled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _hand_out_nothing_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     get = MemoryVault.get_secret
 
     async def unless_disabled(self: MemoryVault, name: str) -> Secret:
@@ -585,6 +715,12 @@ async def test_a_conflict_stays_listed_while_the_source_is_disabled(
         return await get(self, name)
 
     monkeypatch.setattr(MemoryVault, "get_secret", unless_disabled)
+
+
+async def test_a_conflict_stays_listed_while_the_source_is_disabled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _hand_out_nothing_disabled(monkeypatch)
     async with two(tmp_path, replace(LISTED), TIMED, conflict=ConflictPolicy.MANUAL) as both:
         await both.agree(a="1")
         both["source"].put("a", "S")

@@ -28,6 +28,18 @@ def statuses(rows: list[Any]) -> dict[str, str]:
     return {row.target: str(row.status) for row in rows}
 
 
+async def contest(hub: Two, **values: str | None) -> None:
+    """Bring `a` into a conflict of these values; None: deleted."""
+    await hub.agree(a="1")
+    for side, value in values.items():
+        if value is None:
+            hub[side].remove("a")
+        else:
+            hub[side].put("a", value)
+    await hub.w.sync()
+    assert await hub.listed() == {"a"}
+
+
 # --- names ------------------------------------------------------------------------------------------------------------
 
 
@@ -295,10 +307,7 @@ async def test_a_decision_that_waits_takes_what_its_side_holds_by_then(
     tmp_path: Path, edit: str, names: tuple[str, ...]
 ) -> None:
     async with two(tmp_path, names=names, conflict=ConflictPolicy.MANUAL) as hub:
-        await hub.agree(a="1")
-        hub["source"].put("a", "S")
-        hub["one"].put("a", "O")
-        await hub.w.sync()
+        await contest(hub, source="S", one="O")
         hub["one"].faults.always = Unavailable("down", vault="one")
         await hub.take("a", "source")
         hub["source"].put("a", edit)
@@ -338,10 +347,7 @@ async def test_a_conflict_stays_listed_while_a_vault_can_not_be_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     async with two(tmp_path, names=SPOKES, conflict=ConflictPolicy.MANUAL, delete=PROPAGATE) as hub:
-        await hub.agree(a="1")
-        hub["one"].put("a", "O")
-        hub["two"].remove("a")
-        await hub.w.sync()
+        await contest(hub, one="O", two=None)
         get = OpenedVaults.get
 
         async def without_source(self: OpenedVaults, vault_id: str, resource: str = "secrets") -> Any:
@@ -363,10 +369,7 @@ async def test_a_conflict_stays_listed_while_a_vault_can_not_be_opened(
 
 async def test_a_conflict_stays_listed_when_its_job_is_given_up(tmp_path: Path) -> None:
     async with two(tmp_path, conflict=ConflictPolicy.MANUAL) as both:
-        await both.agree(a="1")
-        both["source"].put("a", "S")
-        both["target"].put("a", "O")
-        await both.w.sync()
+        await contest(both, source="S", target="O")
         await both.hear("source", "a")
         await both.w.engine.give_up(both.w.queues.messages.pop(0)[1])
         assert await both.listed() == {"a"}
@@ -374,11 +377,7 @@ async def test_a_conflict_stays_listed_when_its_job_is_given_up(tmp_path: Path) 
 
 async def test_what_a_former_version_has_carried_out_is_not_carried_out_again(tmp_path: Path) -> None:
     async with two(tmp_path, KV1, names=SPOKES, conflict=ConflictPolicy.MANUAL, delete=PROPAGATE) as hub:
-        await hub.agree(a="1")
-        hub["source"].put("a", "S")
-        hub["one"].put("a", "O")
-        hub["two"].put("a", "T")
-        await hub.w.sync()
+        await contest(hub, source="S", one="O", two="T")
         then = next(row.contested for row in await hub.rows() if row.target == "one")
         hub["one"].faults.always = Unavailable("down", vault="one")
         await hub.take("a", "two")
@@ -407,11 +406,7 @@ async def test_a_deletion_beside_a_rewrite_of_the_same_value_is_carried(
 async def test_a_disabled_party_that_has_lost_is_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _hand_out_nothing_disabled(monkeypatch)
     async with two(tmp_path, LISTED, names=SPOKES, conflict=ConflictPolicy.MANUAL, delete=PROPAGATE) as hub:
-        await hub.agree(a="1")
-        hub["source"].put("a", "S")
-        hub["one"].put("a", "O")
-        hub["two"].put("a", "T")
-        await hub.w.sync()
+        await contest(hub, source="S", one="O", two="T")
         hub["one"].kept["a"].enabled = False
         await hub.take("a", "two")
         run = await hub.w.sync()
@@ -424,10 +419,7 @@ async def test_a_disabled_party_that_has_lost_is_not_listed(tmp_path: Path, monk
 @pytest.mark.parametrize("why", [AccessDenied("gone", vault="one"), Unavailable("gone", vault="one")])
 async def test_a_decision_for_a_side_that_is_gone_waits_and_can_be_made_anew(tmp_path: Path, why: Exception) -> None:
     async with two(tmp_path, names=SPOKES, conflict=ConflictPolicy.MANUAL) as hub:
-        await hub.agree(a="1")
-        hub["source"].put("a", "S")
-        hub["one"].put("a", "O")
-        await hub.w.sync()
+        await contest(hub, source="S", one="O")
         hub["one"].faults.always = why
         await hub.take("a", "one")
         await hub.w.sync()
@@ -441,10 +433,7 @@ async def test_a_decision_for_a_side_that_is_gone_waits_and_can_be_made_anew(tmp
 
 async def test_a_decision_for_a_target_that_is_not_configured_any_more_is_none(tmp_path: Path) -> None:
     async with two(tmp_path, names=SPOKES, conflict=ConflictPolicy.MANUAL) as hub:
-        await hub.agree(a="1")
-        hub["one"].put("a", "O")
-        hub["two"].put("a", "T")
-        await hub.w.sync()
+        await contest(hub, one="O", two="T")
         hub["one"].faults.always = Unavailable("down", vault="one")
         await hub.take("a", "one")
         hub.w.syncs["s"] = two_way("two", conflict=ConflictPolicy.MANUAL)
@@ -470,11 +459,7 @@ async def test_a_decision_that_was_carried_out_undoes_nothing_that_comes_later(
     tmp_path: Path, later: Callable[[Two], None], kind: Capabilities
 ) -> None:
     async with two(tmp_path, kind, names=SPOKES, conflict=ConflictPolicy.MANUAL, delete=PROPAGATE) as hub:
-        await hub.agree(a="1")
-        hub["source"].put("a", "S")
-        hub["one"].put("a", "O")
-        hub["two"].put("a", "T")
-        await hub.w.sync()
+        await contest(hub, source="S", one="O", two="T")
         hub["one"].faults.always = Unavailable("down", vault="one")
         await hub.take("a", "two")
         assert hub["source"].values() == {"a": {"value": "T"}}
@@ -528,12 +513,7 @@ async def test_deletes_that_are_in_conflict_block_no_run(tmp_path: Path) -> None
 @pytest.mark.parametrize("away", ["one", "two"])
 async def test_an_edit_while_a_party_is_away_still_decides_when_it_is_back(tmp_path: Path, away: str) -> None:
     async with two(tmp_path, names=SPOKES, timed=False) as hub:
-        await hub.agree(a="1")
-        hub["source"].put("a", "S")
-        hub["one"].put("a", "O")
-        hub["two"].put("a", "T")
-        await hub.w.sync()
-        assert await hub.listed() == {"a"}
+        await contest(hub, source="S", one="O", two="T")
         hub[away].faults.always = Unavailable("down", vault=away)
         hub["source"].put("a", "EDIT")
         await hub.w.sync()
@@ -544,11 +524,7 @@ async def test_an_edit_while_a_party_is_away_still_decides_when_it_is_back(tmp_p
 
 async def test_a_person_decides_against_what_is_shown(tmp_path: Path) -> None:
     async with two(tmp_path, names=SPOKES, conflict=ConflictPolicy.MANUAL) as hub:
-        await hub.agree(a="1")
-        hub["source"].put("a", "S")
-        hub["one"].put("a", "O")
-        hub["two"].put("a", "T")
-        await hub.w.sync()
+        await contest(hub, source="S", one="O", two="T")
         hub["one"].faults.always = Unavailable("down", vault="one")
         hub["source"].put("a", "S2")
         await hub.w.sync()
@@ -560,10 +536,7 @@ async def test_a_person_decides_against_what_is_shown(tmp_path: Path) -> None:
 
 async def test_what_is_there_anew_can_be_taken_though_its_deletion_may_not(tmp_path: Path) -> None:
     async with two(tmp_path, names=SPOKES, conflict=ConflictPolicy.MANUAL) as hub:
-        await hub.agree(a="1")
-        hub["source"].remove("a")
-        hub["one"].put("a", "O")
-        await hub.w.sync()
+        await contest(hub, source=None, one="O")
         hub["one"].faults.always = AccessDenied("gone", vault="one")
         hub["source"].put("a", "NEW")
         await hub.w.sync()
@@ -573,10 +546,7 @@ async def test_what_is_there_anew_can_be_taken_though_its_deletion_may_not(tmp_p
 
 async def test_what_a_rule_has_settled_is_not_listed(tmp_path: Path) -> None:
     async with two(tmp_path, names=SPOKES, timed=False) as hub:
-        await hub.agree(a="1")
-        hub["source"].put("a", "S")
-        hub["one"].put("a", "O")
-        await hub.w.sync()
+        await contest(hub, source="S", one="O")
         hub["source"].put("a", "S2")
         hub["one"].faults.add("set", AccessDenied("read-only", vault="one"), times=1000)
         await hub.w.sync()
@@ -587,10 +557,7 @@ async def test_what_a_rule_has_settled_is_not_listed(tmp_path: Path) -> None:
 async def test_a_failure_of_what_is_listed_is_on_record_once(tmp_path: Path, retries: int) -> None:
     policy = RetryPolicy(max_retries=retries)
     async with two(tmp_path, names=SPOKES, conflict=ConflictPolicy.MANUAL, retry_policy=policy) as hub:
-        await hub.agree(a="1")
-        hub["source"].put("a", "S")
-        hub["one"].put("a", "O")
-        await hub.w.sync()
+        await contest(hub, source="S", one="O")
         hub["one"].faults.always = Unavailable("down", vault="one")
         for _ in range(2):
             await hub.hear("source", "a")

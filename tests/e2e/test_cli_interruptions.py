@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -203,10 +204,13 @@ async def test_a_vault_that_does_not_answer_is_named_while_it_is_waited_for(plac
     place.hub.faults.add(Fault("timeout_before", times=None))
     process = await place.start("plan")
     assert process.stdout is not None
-    line = (await asyncio.wait_for(process.stdout.readline(), 30)).decode()
+    line = ""
+    async with asyncio.timeout(60):
+        # On a slow machine, the call may be young when the first line comes.
+        while "no answer" not in line:
+            line = (await process.stdout.readline()).decode()
     process.send_signal(signal.SIGINT)
-    assert line.startswith("apps: planning, ")
-    assert "(no answer from hub for 2 s)" in line
+    assert re.fullmatch(r"apps: planning, \d+ s \(no answer from hub for \d+ s\)\n", line)
     assert (await ended(process)).code == 130
 
 

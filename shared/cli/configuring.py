@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.output import BAD, GOOD, QUIET, STRONG, UNSURE, Part, plural
-from shared.cli.progress import LINE_EVERY
+from shared.cli.progress import LINE_EVERY, LONGEST_PAUSE
 from shared.cli.session import FAILED, FINE, ConfigOption, JsonOption, LevelOption, Session, begin
 from shared.errors import ConfigError, VaultError
 
 if TYPE_CHECKING:
     from shared.config import Config
     from shared.vault import Finding, Use
-
-LONGEST_PAUSE = 30.0
-"""Seconds between two words about a vault that does not answer."""
 
 
 def register(app: typer.Typer) -> None:

@@ -34,6 +34,11 @@ def is_listed(row: ObjectState) -> bool:
     return row.status is ObjectStatus.CONFLICT and row.contested is not None and row.contested.taken is None
 
 
+def failed_status(row: ObjectState) -> ObjectStatus:
+    """What a failure makes of a row: what is listed for a person stays listed."""
+    return ObjectStatus.CONFLICT if is_listed(row) else ObjectStatus.FAILED
+
+
 def listed_in(rows: Iterable[ObjectState]) -> list[str]:
     """The targets in a conflict that nothing has come of yet."""
     return [row.target for row in rows if is_listed(row)]
@@ -59,8 +64,8 @@ def same_sights(before: Iterable[Sight], now: Iterable[Sight]) -> bool:
 
 def are_told(contested: Contested, lost: Sequence[Sight]) -> bool:
     """Whether what is lost is on record already as what lost: then all that has moved is what was taken, or was given it."""
-    won = next((sight.digest for sight in contested.sides if sight.side == contested.taken), None)
-    return same_sights(contested.sides, lost) and all(sight.digest != won for sight in lost)
+    won = contested.sight(contested.taken)
+    return same_sights(contested.sides, lost) and all(sight.digest != (won and won.digest) for sight in lost)
 
 
 def listed_anew(before: Contested | None, seen: tuple[Sight, ...], here: Collection[str]) -> Contested:
@@ -69,10 +74,9 @@ def listed_anew(before: Contested | None, seen: tuple[Sight, ...], here: Collect
     decision by hand stays where all that has moved is the side that was taken."""
     if before is None:
         return Contested(seen)
-    sights = {sight.side: sight for sight in before.sides}
-    moved = {now.side for now in seen if now.side in sights and has_moved(sights[now.side], _held(now))}
+    moved = {now.side for now in seen if (was := before.sight(now.side)) is not None and has_moved(was, _held(now))}
     again = {*before.again, *moved} if any(sight.side not in here for sight in seen) else set()
-    new = any(now.side not in sights for now in seen)
+    new = any(before.sight(now.side) is None for now in seen)
     gone = any(now.side == before.take and now.side in moved and now.digest is None for now in seen)
     stays = not new and not gone and moved <= {before.take}
     return Contested(seen, before.take if stays else None, again=tuple(sorted(again)))

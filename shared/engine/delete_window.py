@@ -77,11 +77,11 @@ class DeleteWindow:
 
     async def reserve(self, sync: Sync, target_id: str, number: int) -> Reserved | Held:
         """Count deletes that are about to happen; or why they need somebody's approval, and are not counted."""
+        if run := await self._waiting(sync.id):
+            return Held(f"run {run} waits for an approval", first=False)
         for _ in range(ATTEMPTS_TO_SAVE):
             now = self._clock()
             control = await self._store.get_control(sync.id)
-            if run := await self._waiting(sync.id):
-                return Held(f"run {run} waits for an approval", first=False)
             window: dict[str, Any] = {"since": iso(now), "count": 0, **_window(control, target_id, now)}
             number_then = window["count"] + number
             held = None

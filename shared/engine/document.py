@@ -87,7 +87,7 @@ class PlanDocument:
         await self.add_items(plan["items"])
         self._guards = plan["blocked"]
         counts = {name: plan[name] for name in COUNTED}
-        await self.close(plan["sync_id"], counts, plan["configuration"], plan.get("unseen", {}))
+        await self.close(plan["sync_id"], counts, plan["configuration"], {})
 
 
 async def read_plan(store: Store, run_id: str) -> dict[str, Any] | None:

@@ -31,26 +31,20 @@ from shared.errors import AccessDenied, ConfigError, InvalidSecret, SecretNotFou
 from shared.history import Save
 from shared.jobs import EventJob
 from shared.mapping import is_shared_name, why_left_out
-from shared.model import SOURCE_SIDE, ObjectState, ObjectStatus, Op, Part, Secret, Sync
+from shared.model import SOURCE_SIDE, ObjectState, ObjectStatus, Op, Outcome, Part, Secret, Sync
 from shared.notices import is_known, merged
 
 log = logging.getLogger("vaultferry.events")
 
 BUSY_DELAY = 0.1
-LONGEST_BUSY_DELAY = 5.0
-"""Seconds until a path that somebody works on is looked at again: as long as they have been at it already."""
 
 
 @dataclass
 class _Came(Results):
     """What came of an event's paths."""
 
-    behind: list[str] = field(default_factory=list)
-    """Of which the source shows an older version than the event told of."""
     unread: Outage = field(default_factory=Outage)
     """The source's."""
-    since: dict[str, float] = field(default_factory=dict)
-    """For how many seconds somebody else has been at a path."""
     plan: str | None = None
     """Why a run must look at the whole sync."""
     held: str | None = None
@@ -173,7 +167,7 @@ class EventWriter:
             match result:
                 case Secret():
                     if _is_behind(job, state, hints[path], result):
-                        came.behind.append(path)
+                        came.later[path] = Later(behind=True)
                         continue
                     if _went_back(state, result):
                         # As long as the row tells of a higher version, events of lower ones are old news: it has to stop
@@ -197,7 +191,7 @@ class EventWriter:
                         saves.append(Save(settled))
                 case None:
                     if hints[path] is not None and job.attempt < LAG_TRIES:
-                        came.behind.append(path)
+                        came.later[path] = Later(behind=True)
                     elif not any(part.owned for part in state.parts):
                         gone = replace(forgotten(state), claim=None, claim_expires_at=None)
                         saves.append(Save(replace(gone, last_sync_at=self._in.clock())))
@@ -295,7 +289,8 @@ class EventWriter:
             return await work.run(Op.DELETE, each.before, each.state, cleanup=True)
 
         await self._settle(work, delete, one, came)
-        await self._window.give_back(reserved, came.not_deleted(state.path for state, _ in delete))
+        left = sum(came.outcomes.get(state.path) is not Outcome.DELETED for state, _ in delete)
+        await self._window.give_back(reserved, left)
 
     async def _settle(
         self,
@@ -318,13 +313,11 @@ class EventWriter:
             some = tuple((path, hints[path]) for path in paths)
             return replace(job, hints=some, attempt=attempt, told=None)
 
-        busy = [path for path, why in came.later.items() if why.busy]
-        failed = {path: why for path, why in came.later.items() if not why.busy}
+        busy, behind, failed = came.again()
         if busy:
-            at_it = min(came.since.get(path, 0.0) for path in busy)
-            await self._send(again(busy, job.attempt), min(max(at_it, BUSY_DELAY), LONGEST_BUSY_DELAY))
-        if came.behind:
-            await self._send(again(came.behind, job.attempt + 1), LAG_DELAY * 2**job.attempt)
+            await self._send(again(busy, job.attempt), came.busy_delay(busy, BUSY_DELAY))
+        if behind:
+            await self._send(again(behind, job.attempt + 1), LAG_DELAY * 2**job.attempt)
         if failed:
             attempt = job.attempt + 1
             delay = put_off(sync.retry_policy, failed, attempt, log, {"sync": job.sync, "target": job.target})

@@ -32,8 +32,6 @@ from shared.notices import is_known, merged
 log = logging.getLogger("vaultferry.writer")
 
 BUSY_DELAY = 1.0
-LONGEST_BUSY_DELAY = 5.0
-"""Seconds until a path that somebody works on is looked at again: as long as they have been at it already."""
 
 
 @dataclass
@@ -44,8 +42,6 @@ class Came(Results):
     """Of which nothing is left to do but to delete."""
     deleted: set[str] = field(default_factory=set)
     """Of which something was deleted, on whichever side."""
-    since: dict[str, float] = field(default_factory=dict)
-    """How many seconds somebody else has worked on those that are busy."""
 
 
 Rows = Mapping[str, ObjectState]
@@ -119,8 +115,7 @@ class Merger:
         came = Came()
         work = await self._open(sync, list(hints), came, None, job.attempt)
         if work is not None:
-            hints = await self._known_as(work, hints)
-            hints = await self._as_spelt(work, job.target, hints)
+            hints = await self._as_known(work, job.target, hints)
             rows = await self.rows(sync, list(hints))
             now = self._in.clock()
             due = [path for path, hint in hints.items() if not _is_old_news(work, job.target, rows[path], hint, now)]
@@ -128,12 +123,9 @@ class Merger:
             await self._settle(work, Op.MERGE, due, came, told)
             if came.deletes:
                 await self._delete(work, job, came, told)
-        busy = [path for path, why in came.later.items() if why.busy]
-        behind = [path for path, why in came.later.items() if why.behind]
-        failed = {path: why for path, why in came.later.items() if not why.busy and not why.behind}
+        busy, behind, failed = came.again()
         if busy:
-            at_it = min(came.since.get(path, 0.0) for path in busy)
-            await self._again(job, busy, hints, job.attempt, min(max(at_it, BUSY_DELAY), LONGEST_BUSY_DELAY))
+            await self._again(job, busy, hints, job.attempt, came.busy_delay(busy, BUSY_DELAY))
         if behind:
             await self._again(job, behind, hints, job.attempt + 1, LAG_DELAY * 2**job.attempt)
         if failed:
@@ -146,44 +138,40 @@ class Merger:
         if came.defect is not None:
             raise came.defect
 
-    async def _known_as(self, work: TwoWayWork, hints: Mapping[str, str | None]) -> dict[str, str | None]:
-        """The hints by the paths that are remembered: a source that ignores case tells of one in any."""
-        rule = work.source.place.vault.capabilities.names
-        known = await self.rows(work.sync, list(hints)) if rule.ignores_case else {}
-        new = {rule.key(path) for path, rows in known.items() if not any(map(_is_remembered, rows.values()))}
-        if not new:
-            return dict(hints)
-        paths: dict[str, str] = {}
-        async for row in self._store.list_objects(work.sync.id):
-            if rule.key(row.path) in new and _is_remembered(row):
-                paths[rule.key(row.path)] = row.path
-        return merged([(paths.get(rule.key(path), path), hint) for path, hint in hints.items()])
-
-    async def _as_spelt(self, work: TwoWayWork, side: str, hints: Mapping[str, str | None]) -> dict[str, str | None]:
-        """The hints by the spelling in which targets have what is new to us: a source that ignores case knows it in any."""
+    async def _as_known(self, work: TwoWayWork, side: str, hints: Mapping[str, str | None]) -> dict[str, str | None]:
+        """The hints by what paths are called here: a source that ignores case tells of one in any spelling."""
         key = work.source.place.vault.capabilities.names.key
-        minding = [
-            seat
-            for seat in work.targets
-            if seat.id != side and not seat.place.vault.capabilities.names.ignores_case and seat.mapper is not None
-        ]
-        if not minding or not work.source.place.vault.capabilities.names.ignores_case:
+        rows = await self.rows(work.sync, list(hints)) if work.source.ignores_case else {}
+        unknown = {key(path) for path, of in rows.items() if not any(map(_is_remembered, of.values()))}
+        if not unknown:
             return dict(hints)
-        known = await self.rows(work.sync, list(hints))
-        new = {key(path) for path, rows in known.items() if all(row.revision is None for row in rows.values())}
-        spelt: dict[str, set[str]] = {}
-        for seat in minding if new else ():
-            # Who does not answer is asked by name, and fails.
-            with contextlib.suppress(VaultError):
-                async for path in seat.paths():
-                    if key(path) in new:
-                        spelt.setdefault(key(path), set()).add(path)
-        if any(len(found) > 1 for found in spelt.values()):
+        called: dict[str, str] = {}
+        async for row in self._store.list_objects(work.sync.id):
+            if key(row.path) in unknown and _is_remembered(row):
+                called[key(row.path)] = row.path
+        new = {key(path) for path, of in rows.items() if all(row.revision is None for row in of.values())}
+        spelt = await self._spelt(work, side, new - called.keys())
+        called |= {each: min(found) for each, found in spelt.items() if len(found) == 1}
+        doubtful = {each for each, found in spelt.items() if len(found) > 1}
+        if doubtful:
             # A run tells a person.
             await self._runs.rerun(work.sync.id)
-        called = {each: min(found) for each, found in spelt.items() if len(found) == 1}
-        told = [(called.get(key(path), path), hint) for path, hint in hints.items()]
-        return merged([(path, hint) for path, hint in told if key(path) in called or key(path) not in spelt])
+        told = [(called.get(key(path), path), hint) for path, hint in hints.items() if key(path) not in doubtful]
+        return merged(told)
+
+    async def _spelt(self, work: TwoWayWork, side: str, new: Collection[str]) -> dict[str, set[str]]:
+        """How the other targets that tell spellings apart have what is new, by what is equal for the source."""
+        key = work.source.place.vault.capabilities.names.key
+        spelt: dict[str, set[str]] = {}
+        for seat in work.targets if new else ():
+            if seat.id == side or seat.ignores_case:
+                continue
+            # Who does not answer is asked by name, and fails.
+            with contextlib.suppress(VaultError):
+                async for path, entry in seat.listed():
+                    if entry.live and key(path) in new:
+                        spelt.setdefault(key(path), set()).add(path)
+        return spelt
 
     async def _delete(self, work: TwoWayWork, job: EventJob, came: Came, told: Mapping[str, Told]) -> None:
         sync = work.sync

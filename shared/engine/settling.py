@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
-from shared.engine.contested import is_listed
+from shared.engine.contested import failed_status
 from shared.engine.installation import Installation, backoff
 from shared.engine.outage import Outage
 from shared.engine.path_work import Later, PathWork, Settled, fail_event
@@ -27,6 +27,8 @@ BATCH = 64
 CLAIM = timedelta(seconds=300)
 """Longer than a batch takes, quick tries and time-outs included. After a crash nobody else may touch its paths sooner,
 but for a process on the same machine that knows the holder to be dead."""
+LONGEST_BUSY_DELAY = 5.0
+"""Seconds until a path that somebody works on is looked at again, at most."""
 LAG_TRIES = 3
 """How often a vault is asked again that shows less than it is known to hold. Then it is taken at its word: the key may have
 been wiped and written anew, which begins at version 1."""
@@ -60,10 +62,19 @@ class Results:
     """What some ended with that is no vault's answer: their message is to come again, and ends in poison."""
     outage: Outage = field(default_factory=Outage)
     """The target's."""
+    since: dict[str, float] = field(default_factory=dict)
+    """For how many seconds somebody else has been at a path that is busy."""
 
-    def not_deleted(self, paths: Iterable[str]) -> int:
-        """How many of these are not gone."""
-        return sum(self.outcomes.get(path) is not Outcome.DELETED for path in paths)
+    def again(self) -> tuple[list[str], list[str], dict[str, Later]]:
+        """What must come again: what is busy, what a vault does not show yet, and what failed."""
+        busy = [path for path, why in self.later.items() if why.busy]
+        behind = [path for path, why in self.later.items() if why.behind]
+        return busy, behind, {path: why for path, why in self.later.items() if not why.busy and not why.behind}
+
+    def busy_delay(self, busy: Iterable[str], least: float) -> float:
+        """Seconds until these paths are looked at again: as long as somebody has been at them already."""
+        at_it = min(self.since.get(path, 0.0) for path in busy)
+        return min(max(at_it, least), LONGEST_BUSY_DELAY)
 
 
 class Settler:
@@ -247,7 +258,7 @@ class Settler:
             error = errors[before.path]
             failed = replace(
                 before,
-                status=_failed(before),
+                status=failed_status(before),
                 error=str(error),
                 transient=error.transient,
                 last_sync_at=self._in.clock(),
@@ -274,7 +285,7 @@ class Settler:
         saves = []
         for path in paths:
             state = states.get(path) or ObjectState(sync_id, target_id, path)
-            failed = replace(state, status=_failed(state), error=why, transient=False)
+            failed = replace(state, status=failed_status(state), error=why, transient=False)
             if not state.claim_left(now):
                 # Otherwise somebody may be at it: nobody else is to begin with it, whatever the record says meanwhile.
                 failed = replace(failed, claim=None, claim_expires_at=None)
@@ -282,11 +293,6 @@ class Settler:
                 failed = replace(failed, run_id=run_id, outcome=Outcome.FAILED)
             saves.append(Save(failed, Event(Action.FAIL, ObjectStatus.FAILED, run_id, attempt=attempt, error=why)))
         await self._store.save_objects(saves)
-
-
-def _failed(before: ObjectState) -> ObjectStatus:
-    """What a failure makes of a row: what is listed for a person stays listed."""
-    return ObjectStatus.CONFLICT if is_listed(before) else ObjectStatus.FAILED
 
 
 def _given_back(work: PathWork, each: Claimed, later: Later, final: bool) -> tuple[Save, Outcome | Later]:

@@ -19,6 +19,7 @@ from shared.engine.contested import (
     Held,
     are_told,
     contested_of,
+    failed_status,
     has_moved,
     is_listed,
     listed_anew,
@@ -38,6 +39,7 @@ from shared.model import (
     SOURCE_SIDE,
     Action,
     Contested,
+    Entry,
     Event,
     Expect,
     ObjectState,
@@ -78,13 +80,17 @@ class Seat:
     key: Callable[[str], str] = str
     """What is equal for paths that are one to the source."""
 
-    async def paths(self) -> AsyncIterator[str]:
+    @property
+    def ignores_case(self) -> bool:
+        return self.place.vault.capabilities.names.ignores_case
+
+    async def listed(self) -> AsyncIterator[tuple[str, Entry]]:
         """Of a target: what it has, by path. Raises any VaultError."""
-        if self.mapper is not None:
-            async for entry in self.place.vault.list_secrets(self.mapper.prefix):
-                path = self.mapper.path_of(entry.name) if entry.live else None
-                if path is not None:
-                    yield path
+        assert self.mapper is not None, "a target has one"  # noqa: S101
+        async for entry in self.place.vault.list_secrets(self.mapper.prefix):
+            path = self.mapper.path_of(entry.name)
+            if path is not None:
+                yield path, entry
 
     def name(self, path: str) -> str:
         """Raises InvalidSecret for what the vault can not take, and for the name that another path has there."""
@@ -415,10 +421,9 @@ class TwoWayWork:
             for seat in self.targets
             if seat.id in looks.held
         ]
-        listed = listed_in(before.values())
-        take, begun = self._decided(contested, bool(listed), looks)
+        take, begun = self._decided(contested, bool(listed_in(before.values())), looks)
         merged = merge(side(self.source, None), targets, self.sync.conflict, take, begun)
-        away = [each for each in listed if each not in looks.held]
+        away = _away(before, looks)
         if away and take is None:
             why = f"in conflict, and {', '.join(away)} can not be looked at"
             merged = Merge(Verdict.CONFLICT, why, contested=tuple(side.id for side in targets if side.changed))
@@ -481,7 +486,7 @@ class TwoWayWork:
     def _sights(self, looks: Looks, before: Mapping[str, ObjectState]) -> tuple[Sight, ...]:
         """What all sides hold, or held when a conflict that still waits for them was found."""
         contested = contested_of(before.values())
-        away = [each for each in listed_in(before.values()) if each not in looks.held]
+        away = _away(before, looks)
 
         def sight(seat: Seat) -> Sight:
             held, entry = looks.held[seat.id], looks.found[seat.id].entry
@@ -618,9 +623,12 @@ class TwoWayWork:
         silent = frozenset(error.vault for error in looks.errors.values() if error.transient)
         return Ended(tuple(saves), outcome, transient, delete=put_off, silent=silent)
 
+    def _seat(self, target_id: str) -> Seat:
+        return next(seat for seat in self.targets if seat.id == target_id)
+
     def _with_news(self, row: ObjectState, looks: Looks) -> ObjectState:
         """A row that knows a side that holds what was agreed on by its latest version: a plan goes by those."""
-        seat = next(seat for seat in self.targets if seat.id == row.target)
+        seat = self._seat(row.target)
         held, source, agreed = looks.held[seat.id], looks.held[SOURCE_SIDE], self.agreed(seat, row)
         if agreed is None or agreed.digest is None or row.digest_key_id != seat.place.digester.key_id:
             return row
@@ -632,7 +640,7 @@ class TwoWayWork:
 
     def _with_done(self, row: ObjectState, looks: Looks) -> ObjectState:
         """A row that says what a job that died has done: a plan knows it then, too."""
-        seat = next(seat for seat in self.targets if seat.id == row.target)
+        seat = self._seat(row.target)
         held, source = looks.held[seat.id], looks.held[SOURCE_SIDE]
         done = self._carried_unsaid(seat, row, held, source)
         if done is None:
@@ -656,7 +664,7 @@ class TwoWayWork:
         if held.digest is None:
             state = replace(forgotten(row), direction=_direction(back)) if row.revision or was.parts else row
         else:
-            seat = next(seat for seat in self.targets if seat.id == target_id)
+            seat = self._seat(target_id)
             part = Part(looks.names[target_id], held.fingerprint, held.version, held.digest)
             state = replace(
                 row,
@@ -720,8 +728,7 @@ class TwoWayWork:
         return Save(replace(state, contested=listed_anew(was.contested, seen, looks.held)), event)
 
     def _failed(self, row: ObjectState, was: ObjectState, error: VaultError) -> Save:
-        # What is listed for a person stays listed.
-        status = ObjectStatus.CONFLICT if is_listed(row) else ObjectStatus.FAILED
+        status = failed_status(row)
         failed = replace(row, status=status, error=str(error), transient=error.transient)
         if (was.status, was.error, was.transient) == (status, failed.error, failed.transient):
             return Save(failed)
@@ -743,6 +750,11 @@ def agreed_part(row: ObjectState, recipe: str) -> Part | None:
         return None
     # Without a digest it was about to be written for the first time.
     return row.parts[0] if row.parts[0].digest is not None else None
+
+
+def _away(before: Mapping[str, ObjectState], looks: Looks) -> list[str]:
+    """The parties to a listed conflict that can not be looked at."""
+    return [each for each in listed_in(before.values()) if each not in looks.held]
 
 
 def _held(place: Place, found: Found) -> Held:

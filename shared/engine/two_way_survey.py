@@ -98,7 +98,7 @@ class TwoWayView:
                 both = None
                 if other is not entry:
                     both = f"{other.name!r} and {entry.name!r} of {seat.id}"
-                elif path != called and not seat.place.vault.capabilities.names.ignores_case:
+                elif path != called and not seat.ignores_case:
                     both = f"{path!r} in {seat.id} and {called!r} elsewhere"
                 if both is not None:
                     one_here[called] = f"{both} are one secret to the source, which ignores case"
@@ -121,11 +121,9 @@ class TwoWayView:
         key = self.source.vault.capabilities.names.key
         remembered = [path for path in self._all if why_left_out(self.sync, path) is None and self._is_remembered(path)]
         agreed = {path for path in remembered if self._is_agreed(path)}
-        targets = sorted(self.work.targets, key=lambda seat: seat.place.vault.capabilities.names.ignores_case)
+        targets = sorted(self.work.targets, key=lambda seat: seat.ignores_case)
         listed = [(seat, *each) for seat in targets for each in self._listed.get(seat.id, {}).items()]
-        spelt = [
-            path for seat, path, entry in listed if entry.live and not seat.place.vault.capabilities.names.ignores_case
-        ]
+        spelt = [path for seat, path, entry in listed if entry.live and not seat.ignores_case]
         names: dict[str, str] = {}
         for path in (*agreed, *spelt, *remembered, *self.source.entries, *(path for _, path, _ in listed)):
             names.setdefault(key(path), path)
@@ -140,18 +138,12 @@ class TwoWayView:
         return any(row.status is not ObjectStatus.DELETED for row in self._all[path].values())
 
     async def _list(self, seat: Seat) -> None:
-        mapper = seat.mapper
-        assert mapper is not None, "a target has one"  # noqa: S101
-        found: dict[str, Entry] = {}
         try:
-            async for entry in seat.place.vault.list_secrets(mapper.prefix):
-                path = mapper.path_of(entry.name)
-                if path is not None and why_left_out(self.sync, path) is None:
-                    found[path] = entry
+            self._listed[seat.id] = {
+                path: entry async for path, entry in seat.listed() if why_left_out(self.sync, path) is None
+            }
         except VaultError as error:
             self._leave_out(seat, error)
-            return
-        self._listed[seat.id] = found
 
     def _leave_out(self, seat: Seat, error: VaultError) -> None:
         if seat.id not in self.silent:

@@ -95,7 +95,7 @@ class Forwarder:
         self._stopping = asyncio.Event()
         self._failures = 0
         self._said_at = 0.0
-        self._said: object = None
+        self._said = ""
         self.trouble: str | None = None
         """Why the last attempt failed; None: it did not."""
         self.denied = False

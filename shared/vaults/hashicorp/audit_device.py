@@ -186,9 +186,10 @@ _CAUSES = (
 
 def _why(device: Device, reason: str, vault_id: str) -> str:
     """Vault's refusal of a device, in words that say what to do."""
+    refused = f"Vault {vault_id} does not take the device {device.path}"
     if "test message" in reason and device.type == "socket":
         why = next((f" ({cause})" for cause in _CAUSES if cause in reason), "")
-        start = f"Vault {vault_id} does not take the device {device.path}: nobody takes entries at {device.place}{why}"
+        start = f"{refused}: nobody takes entries at {device.place}{why}"
         if device.options.get("socket_type") == "unix":
             return (
                 f"{start}. Start the relay first, on Vault's own machine, with a socket that Vault's user may write to"
@@ -197,7 +198,7 @@ def _why(device: Device, reason: str, vault_id: str) -> str:
             f"{start}. Start the relay first; then, is that the address by which Vault's own machine reaches it, and does "
             "no firewall stand between"
         )
-    said = f"Vault {vault_id} does not take the device {device.path} ({reason})"
+    said = f"{refused} ({reason})"
     if "already in use" in reason:
         return f"{said}: something is there already; without --address, setup shows what"
     if "via API" in reason:
